@@ -1,0 +1,321 @@
+"""What happened: the one vocabulary that control, runtime and tracking share.
+
+An event is a frozen dataclass with `at`, the unix time in seconds of the fact itself (not of its telling). The run's
+journal is these events as JSON lines; every report is a fold over them. `encode` and `decode` are each other's inverse;
+`decode` skips fields it does not know, so an older program reads a newer journal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias
+
+Continuation = Literal["bit_exact", "order_exact"]
+"""How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order."""
+
+Source = Literal["memory", "durable", "fresh"]
+"""Where a generation's state came from: keepers' memory, a durable checkpoint, or the initialisation."""
+
+RunStatus = Literal["running", "complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a worker or a run failed, as near to the truth as can be known."""
+
+    kind: str
+    """signal, exit, exception, node_lost, oom, engine, storage, unknown"""
+    message: str
+    """One line: 'SIGKILL', 'exit code 1', 'ValueError: ...'."""
+    traceback: str = ""
+    """The first failing rank's own traceback, where there is one."""
+    error_type: str = ""
+    """Class name of the exception, for telling a returning bug from bad luck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One rank of a generation."""
+
+    rank: int
+    worker: str
+    pid: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """An attempt at the run began; the first one is the run's start."""
+
+    at: float
+    run: str
+    attempt: int
+    config: dict[str, Any]
+    environment: dict[str, str]
+    """python, torch, ray, deepspeed, host, pid, git_commit, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataReady:
+    """The token shards are there and checked."""
+
+    at: float
+    uri: str
+    sha256: str
+    num_samples: int
+    num_validation_samples: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A worker process is up and warm."""
+
+    at: float
+    worker: str
+    node: str
+    pid: int
+    seconds: float
+    """From asking Ray for it to ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStarted:
+    """A group of ranks was formed, restored and set going."""
+
+    at: float
+    index: int
+    layout: dict[str, Any]
+    world_size: int
+    first_step: int
+    """The first step that this generation takes; state is that after first_step - 1 steps."""
+    cause: str
+    """start, resume, or the failure or resize that led to it."""
+    source: Source
+    continuation: Continuation
+    members: tuple[Member, ...]
+    phases_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of fence, place, rendezvous, engine, restore."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommitted:
+    """All shards of the state after this step are in keepers' memory (and at the buddies)."""
+
+    at: float
+    generation: int
+    step: int
+    loss: float
+    """Mean over the global batch, summed in global micro-batch order."""
+    sample_chain: str
+    """sha256(previous chain + sample ids of this step in order), hex: the digest of all samples so far."""
+    num_samples: int
+    num_tokens: int
+    begun_at: float
+    """When the first rank began the step."""
+    finished_at: float
+    """When the last rank had updated its weights."""
+    learning_rate: float
+    grad_norm: float
+    data_wait_s: float
+    """Longest wait of any rank for its batches."""
+    snapshot_stall_s: float
+    """Longest time that any rank's training thread waited for a snapshot's copy or its replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultInjected:
+    """A planned fault is about to strike."""
+
+    at: float
+    index: int
+    """Position in config.faults."""
+    step: int
+    rank: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureDetected:
+    """A member of the running generation is lost, or its code raised."""
+
+    at: float
+    """When the fault happened, as near as the keeper or the rank could tell."""
+    detected_at: float
+    """When the supervisor knew."""
+    generation: int
+    kind: str
+    """worker_lost, node_lost, user_error, engine_error"""
+    ranks: tuple[int, ...]
+    node: str
+    pid: int
+    cause: Cause
+    step: int
+    """The step in flight on the lost rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The first step of the generation after a failure is done."""
+
+    at: float
+    generation: int
+    """The new generation."""
+    first_step: int
+    lost_steps: int
+    """Steps begun before the failure, by any rank, that had to be done again (the step in flight counts as one)."""
+    source: Source
+    continuation: Continuation
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A durable checkpoint is complete: all shards and, last, its manifest."""
+
+    at: float
+    step: int
+    uri: str
+    num_bytes: int
+    sha256: str
+    """Of the manifest, which holds those of the shards."""
+    seconds: float
+    stall_s: float
+    """Time that training stood still for it."""
+    samples: int
+    """The cursor: samples consumed."""
+    sample_chain: str
+    loss: float
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """A durable checkpoint could not be written; training goes on."""
+
+    at: float
+    step: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRejected:
+    """A stored checkpoint did not verify and was not loaded."""
+
+    at: float
+    step: int
+    uri: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRemoved:
+    """A checkpoint beyond keep_last was deleted."""
+
+    at: float
+    step: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should know, that does not stop training."""
+
+    at: float
+    topic: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The finished model on held-out text."""
+
+    at: float
+    step: int
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    gzip_bits_per_byte: float
+    """gzip -9 on the same held-out text."""
+    num_bytes: int
+    sample: str
+    """Text that the model wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """This attempt ended."""
+
+    at: float
+    status: RunStatus
+    step: int
+    cause: Cause | None = None
+
+
+Event: TypeAlias = (
+    RunStarted
+    | DataReady
+    | WorkerStarted
+    | GenerationStarted
+    | StepCommitted
+    | FaultInjected
+    | FailureDetected
+    | Recovered
+    | CheckpointWritten
+    | CheckpointFailed
+    | CheckpointRejected
+    | CheckpointRemoved
+    | Warned
+    | Evaluated
+    | RunEnded
+)
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        RunStarted,
+        DataReady,
+        WorkerStarted,
+        GenerationStarted,
+        StepCommitted,
+        FaultInjected,
+        FailureDetected,
+        Recovered,
+        CheckpointWritten,
+        CheckpointFailed,
+        CheckpointRejected,
+        CheckpointRemoved,
+        Warned,
+        Evaluated,
+        RunEnded,
+    )
+}
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """The event as JSON-able data, its type under `event`."""
+    return {"event": type(event).__name__, **_plain(event)}
+
+
+def decode(data: dict[str, Any]) -> Event | None:
+    """The event in this data; None for a type that this version does not know."""
+    kind = _KINDS.get(data.get("event", ""))
+    if kind is None:
+        return None
+    known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+    if isinstance(known.get("cause"), dict):
+        known["cause"] = Cause(**known["cause"])
+    if "members" in known:
+        known["members"] = tuple(Member(**m) for m in known["members"])
+    if "ranks" in known:
+        known["ranks"] = tuple(known["ranks"])
+    event: Event = kind(**known)
+    return event
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

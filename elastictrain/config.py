@@ -107,9 +107,7 @@ class ModelSection(_Section):
                 f"{self.hidden_size / self.num_heads:g}, which is not an even whole head dimension"
             )
         if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(
-                f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}"
-            )
+            raise ValueError(f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}")
         if self.kind == "huggingface" and not self.path:
             raise ValueError("model.kind huggingface needs model.path, a local folder with config.json")
         return self
@@ -399,7 +397,8 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _explain(error: ValidationError, where: str) -> str:
     lines: Iterable[str] = (
-        f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" if e["loc"] and e["type"] != "value_error"
+        f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
+        if e["loc"] and e["type"] != "value_error"
         else e["msg"].removeprefix("Value error, ")
         for e in error.errors()
     )

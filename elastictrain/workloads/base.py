@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
-"""Named tensors of one micro-batch, first dimension samples. Language models: `tokens`, int64 [micro_batch, seq_len + 1]."""
+"""Named tensors of one micro-batch, samples first. Language models: `tokens`, int64 [micro_batch, seq_len + 1]."""
 
 
 class Workload(Protocol):

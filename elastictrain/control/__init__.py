@@ -1,0 +1,1 @@
+"""The supervisor as a pure state machine: what to do about what happened, without clock, I/O or Ray."""

@@ -1,0 +1,213 @@
+"""The state machine: `advance(state, observation, now) -> (state, actions)`.
+
+    gathering --enough warm workers--> forming --Formed--> running --last step--> ended
+        ^                                 |                    |
+        +------Fenced------ fencing <-----+---- a failure, or a resize
+
+Invariants (tested by properties): a generation is formed only after everything older was fenced, so one at most
+writes; a failure adds a strike and only a new step clears them, so a run ends or makes progress; whoever waits has a
+deadline. Each decision is linear in the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.state import Policy, State, Worker
+from elastictrain.control.vocabulary import (
+    Action,
+    End,
+    Fence,
+    Fenced,
+    Form,
+    Formed,
+    FormFailed,
+    NodeJoined,
+    NodeLost,
+    Observation,
+    Pause,
+    PeersBroken,
+    RankRaised,
+    RestorePoint,
+    StartWorker,
+    StepDone,
+    StopAsked,
+    StopWorker,
+    Tick,
+    Warn,
+    WorkerDied,
+    WorkerUp,
+)
+from elastictrain.events import Cause
+
+PAUSE_STEPS = 2
+"""Steps between the decision to resize and the pause: time for the word to reach every rank."""
+
+Decision = tuple[State, list[Action]]
+
+
+def begin(policy: Policy, restore: RestorePoint, generation: int, cause: str, now: float) -> State:
+    """The state of an attempt that starts (or resumes) from `restore`, its first generation being `generation`."""
+    return State(policy, "gathering", generation, restore, cause, now, restore.step, restore.step)
+
+
+def advance(state: State, seen: Observation, now: float) -> Decision:
+    """One decision. Observations of old generations, unknown workers and ended runs change nothing."""
+    current = state.phase in ("forming", "running") and getattr(seen, "generation", None) == state.generation
+    match seen:
+        case _ if state.phase == "ended":
+            return state, []
+        case NodeJoined(node, slots):
+            return _proceed(replace(state, nodes={**state.nodes, node: slots}), now)
+        case NodeLost(node, cause):
+            return _lose_node(state, node, cause, now)
+        case WorkerUp(name) if name in state.workers:
+            workers = {**state.workers, name: replace(state.workers[name], state="ready")}
+            return _proceed(replace(state, workers=workers, start_failures=0), now)
+        case WorkerDied(name, cause, step) if name in state.workers:
+            return _lose_worker(state, name, cause, step, now)
+        case RankRaised(_, _, step, cause) if current:
+            return _fail(state, cause, step)
+        case PeersBroken(_, cause) if current:
+            return _fail(state, cause, 0)
+        case FormFailed(_, name, cause) if current:
+            return _fail_forming(state, name, cause)
+        case Formed() if current:
+            return replace(state, phase="running"), []
+        case StepDone(_, step) if current and step > state.committed_step:
+            return _commit(state, step, now)
+        case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:
+            fenced = replace(state, phase="gathering", restore=restore, committed_step=restore.step, since=now)
+            return _proceed(fenced, now)
+        case StopAsked(reason):
+            return replace(state, phase="ended"), [End("stopped", Cause("stop", reason))]
+        case Tick():
+            return _proceed(state, now)
+    return state, []
+
+
+def _commit(state: State, step: int, now: float) -> Decision:
+    state = replace(state, committed_step=step, phase="running")
+    if step > state.best_step:
+        state = replace(state, best_step=step, strikes=0)
+    if step >= state.policy.steps:
+        return replace(state, phase="ended"), [End("complete")]
+    if state.pause_at is not None and step >= state.pause_at:
+        return _fence(state, f"resize from {len(state.members)} workers")
+    return _proceed(state, now)
+
+
+def _lose_worker(state: State, name: str, cause: Cause, step: int, now: float) -> Decision:
+    starting = state.workers[name].state == "starting"
+    state = replace(state, workers={n: w for n, w in state.workers.items() if n != name})
+    if name in state.members and state.phase in ("forming", "running"):
+        return _fail(state, cause, step)
+    if starting:
+        state = replace(state, start_failures=state.start_failures + 1)
+        if state.start_failures > state.policy.max_failures and state.phase == "gathering" and not state.size:
+            return _give_up(state, cause)
+    return _proceed(state, now)
+
+
+def _lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
+    gone = {name for name, worker in state.workers.items() if worker.node == node}
+    state = replace(
+        state,
+        nodes={n: slots for n, slots in state.nodes.items() if n != node},
+        workers={name: worker for name, worker in state.workers.items() if name not in gone},
+    )
+    if gone & set(state.members) and state.phase in ("forming", "running"):
+        return _fail(state, cause, 0)
+    return _proceed(state, now)
+
+
+def _fail_forming(state: State, name: str | None, cause: Cause) -> Decision:
+    """A worker whose engine can't be rebuilt is replaced, not the job."""
+    if name is None or name not in state.workers:
+        return _fail(state, cause, 0)
+    state = replace(state, workers={n: w for n, w in state.workers.items() if n != name})
+    state, actions = _fail(state, cause, 0)
+    return state, [StopWorker(name), *actions]
+
+
+def _fail(state: State, cause: Cause, step: int) -> Decision:
+    """The current generation can't go on: fence it, unless the run has failed too often."""
+    state = replace(state, strikes=state.strikes + 1)
+    if cause.kind == "exception":
+        error = (step, cause.error_type)
+        if error == state.last_error:
+            return _give_up(state, cause)
+        state = replace(state, last_error=error)
+    if state.strikes > state.policy.max_failures:
+        return _give_up(state, cause)
+    return _fence(state, cause.message)
+
+
+def _fence(state: State, cause: str) -> Decision:
+    survivors = tuple(name for name in state.members if name in state.workers)
+    state = replace(state, phase="fencing", generation=state.generation + 1, cause=cause, pause_at=None)
+    return state, [Fence(state.generation, survivors)]
+
+
+def _give_up(state: State, cause: Cause) -> Decision:
+    return replace(state, phase="ended"), [End("failed", cause)]
+
+
+def _proceed(state: State, now: float) -> Decision:
+    """Keep enough workers coming; form a group, or a larger one, as soon as that is the best to do."""
+    state, actions = _replenish(state)
+    if state.phase == "gathering":
+        state, more = _gather(state, now)
+    elif state.phase == "running" and state.pause_at is None and (state.size or 0) > len(state.members):
+        pause_at = state.committed_step + PAUSE_STEPS
+        state, more = replace(state, pause_at=pause_at), [Pause(state.generation, pause_at)]
+    else:
+        more = []
+    return state, [*actions, *more]
+
+
+def _gather(state: State, now: float) -> Decision:
+    waited = now - state.since
+    coming = any(worker.state == "starting" for worker in state.workers.values())
+    largest = state.size == state.policy.world_sizes[-1]
+    if state.size and (largest or not coming or waited >= state.policy.replace_timeout_s):
+        nodes = {name: state.workers[name].node for name in state.ready}
+        members = assign_ranks(state.size, nodes, state.members)
+        state = replace(state, phase="forming", members=members)
+        return state, [Form(state.generation, members, state.restore, state.cause)]
+    fewest, room = state.policy.world_sizes[0], sum(state.nodes.values())
+    if waited >= state.policy.wait_timeout_s:
+        missing = (
+            f"{len(state.ready)} workers are ready and {fewest} are needed; the cluster has room for {room}. Waited "
+            f"{waited:.0f} s (elastic.wait_timeout_s). Add nodes, or lower elastic.min_workers or "
+            f"elastic.cpus_per_worker."
+        )
+        return _give_up(state, Cause("resources", missing))
+    if not state.size and not coming and "waiting" not in state.warned:
+        message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
+        return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]
+    return state, []
+
+
+def _replenish(state: State) -> Decision:
+    """Start missing workers; standbys only once the generation has made a step, so that they never delay one."""
+    if state.start_failures > state.policy.max_failures:
+        return state, []
+    settled = state.phase == "running" and state.committed_step > state.restore.step
+    target = state.policy.world_sizes[-1] + (state.policy.standby if settled else 0)
+    orders = wanted_workers(
+        nodes=state.nodes,
+        workers={name: (worker.node, worker.reserved) for name, worker in state.workers.items()},
+        target=target,
+        unreserved=state.policy.standby if state.policy.unreserved_standby else 0,
+    )
+    workers, actions = dict(state.workers), list[Action]()
+    for number, (node, reserved) in enumerate(orders, start=state.next_worker):
+        workers[f"worker-{number}"] = Worker(node, reserved)
+        actions.append(StartWorker(f"worker-{number}", node, reserved))
+    short = target - len(workers)
+    if settled and short > 0 and "room" not in state.warned:
+        state = replace(state, warned=state.warned | {"room"})
+        actions.append(Warn("room", f"the cluster has no room for {short} more of the workers and standbys configured"))
+    return replace(state, workers=workers, next_worker=state.next_worker + len(orders)), actions

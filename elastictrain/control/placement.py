@@ -1,0 +1,71 @@
+"""Where workers go, and which of them takes which rank."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+
+
+def wanted_workers(
+    *,
+    nodes: Mapping[str, int],
+    workers: Mapping[str, tuple[str, bool]],
+    target: int,
+    unreserved: int,
+) -> list[tuple[str, bool]]:
+    """The (node, reserved) of each worker to start so that `target` exist, as far as the cluster has room.
+
+    `nodes` gives slots per node, `workers` the (node, reserved) of those that exist. At most `unreserved` workers may
+    exist without a slot. The emptiest node comes first, by name among equals.
+    """
+    used = Counter(node for node, reserved in workers.values() if reserved)
+    total = Counter(node for node, _ in workers.values())
+    loose = sum(not reserved for _, reserved in workers.values())
+    free = [(total[n], n) for n, slots in nodes.items() if used[n] < slots]
+    heapify(free)
+    orders: list[tuple[str, bool]] = []
+    for _ in range(target - len(workers)):
+        if free:
+            count, node = heappop(free)
+            used[node] += 1
+            total[node] += 1
+            if used[node] < nodes[node]:
+                heappush(free, (count + 1, node))
+            orders.append((node, True))
+        elif nodes and loose < unreserved:
+            node = min(nodes, key=lambda n: (total[n], n))
+            total[node] += 1
+            loose += 1
+            orders.append((node, False))
+    return orders
+
+
+def assign_ranks(size: int, ready: Mapping[str, str], previous: Sequence[str]) -> tuple[str, ...]:
+    """Workers by rank, from `ready` (worker -> node, oldest first; at least `size` of them).
+
+    Survivors of the previous generation come first and keep their rank where they can, so that their state is where
+    they are. Others fill up from the emptiest node.
+    """
+    chosen = [name for name in previous if name in ready][:size]
+    load = Counter(ready[name] for name in chosen)
+    waiting: dict[str, deque[str]] = defaultdict(deque)
+    taken = set(chosen)
+    for name, node in ready.items():
+        if name not in taken:
+            waiting[node].append(name)
+    emptiest = [(load[node], node) for node in waiting]
+    heapify(emptiest)
+    while len(chosen) < size:
+        count, node = heappop(emptiest)
+        chosen.append(waiting[node].popleft())
+        if waiting[node]:
+            heappush(emptiest, (count + 1, node))
+    kept = set(chosen)
+    ranks = {rank: name for rank, name in enumerate(previous[:size]) if name in kept}
+    placed = set(ranks.values())
+    rest = iter([name for name in chosen if name not in placed])
+    for rank in range(size):
+        if rank not in ranks:
+            ranks[rank] = next(rest)
+    return tuple(ranks[rank] for rank in range(size))

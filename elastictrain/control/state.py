@@ -1,0 +1,83 @@
+"""What the state machine knows: everything that its decisions depend on, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from elastictrain.control.vocabulary import Phase, RestorePoint
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user allows; the same for the whole run."""
+
+    steps: int
+    world_sizes: tuple[int, ...]
+    """Legal ones between min_workers and max_workers, ascending, never empty."""
+    standby: int
+    max_failures: int
+    replace_timeout_s: float
+    wait_timeout_s: float
+    unreserved_standby: bool = True
+    """A standby may wait without a slot of its own (CPU clusters) and take over that of the worker it replaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process."""
+
+    node: str
+    reserved: bool
+    state: Literal["starting", "ready"] = "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One moment of a run."""
+
+    policy: Policy
+    phase: Phase
+    generation: int
+    """The one that is forming or running, or the next one while there is none."""
+    restore: RestorePoint
+    """What the next generation starts from."""
+    cause: str
+    """Why the next generation is formed."""
+    since: float
+    """When this gathering began."""
+    committed_step: int
+    best_step: int
+    """The highest step ever committed: only a new one counts as progress."""
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    """Slots for workers, by node."""
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    """Workers of the current generation, by rank; of the last one while there is none."""
+    next_worker: int = 0
+    pause_at: int | None = None
+    """The step after which a resize takes place."""
+    strikes: int = 0
+    """Failures since the last progress."""
+    start_failures: int = 0
+    """Workers that died before they were ready, since one came up."""
+    last_error: tuple[int, str] | None = None
+    """Step and type of the last exception in user code: the same one twice is a bug."""
+    warned: frozenset[str] = frozenset()
+
+    @property
+    def ready(self) -> list[str]:
+        """Workers that could hold a rank, in order of their start."""
+        return [name for name, worker in self.workers.items() if worker.state == "ready"]
+
+    @property
+    def standbys(self) -> list[str]:
+        """Ready workers without a rank."""
+        return [name for name in self.ready if self.phase == "gathering" or name not in self.members]
+
+    @property
+    def size(self) -> int | None:
+        """The largest legal world that the ready workers can fill now."""
+        available = min(len(self.ready), sum(self.nodes.values()))
+        return max((n for n in self.policy.world_sizes if n <= available), default=None)

@@ -1,0 +1,199 @@
+"""What the state machine is told (observations) and what it orders (actions).
+
+Observations are facts about the cluster, told by whoever performs the actions: the live supervisor on Ray, or a
+simulator. Every action that takes time is answered by an observation (`Fenced`, `Formed` or `FormFailed`, `WorkerUp`
+or `WorkerDied`), and an answer that belongs to an old generation is ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from elastictrain.events import Cause, RunStatus, Source
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A state to start a generation from: that after `step` steps."""
+
+    source: Source
+    step: int
+
+
+# ------------------------------------------------------------------------------------------------ observations
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node can hold `slots` workers; told again when that number changes."""
+
+    node: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node is gone, with every process on it."""
+
+    node: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A worker process is warm and waits for a rank."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """A worker process is gone, or never came up."""
+
+    worker: str
+    cause: Cause
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RankRaised:
+    """A rank's own code raised; its process lives."""
+
+    generation: int
+    worker: str
+    step: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class PeersBroken:
+    """A rank's collective broke and nobody is known to be dead: the group can't go on."""
+
+    generation: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The old generation is silent; `restore` is the best state that can be had."""
+
+    generation: int
+    restore: RestorePoint
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """The group of this generation is built, restored and training."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class FormFailed:
+    """A worker could not join its group; `worker` is None when nobody is to blame."""
+
+    generation: int
+    worker: str | None
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A snapshot of this step is committed: it can't be lost by one failure any more."""
+
+    generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the run to stop, with its last state made durable."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+Observation: TypeAlias = (
+    NodeJoined
+    | NodeLost
+    | WorkerUp
+    | WorkerDied
+    | RankRaised
+    | PeersBroken
+    | Fenced
+    | Formed
+    | FormFailed
+    | StepDone
+    | StopAsked
+    | Tick
+)
+
+# ------------------------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Start a worker process; `reserved` says whether it holds a slot of its node from the start."""
+
+    worker: str
+    node: str
+    reserved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker:
+    """End a worker process that is of no more use."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Make sure that nothing below this generation writes; quiet its survivors; then find the best state."""
+
+    generation: int
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Form the group (rank i is workers[i]), load the restore point and train."""
+
+    generation: int
+    workers: tuple[str, ...]
+    restore: RestorePoint
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let every rank of this generation stop once it has done this step, so that a resize loses nothing."""
+
+    generation: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the run: save the newest state if `status` is not failed for good, and stop everything."""
+
+    status: RunStatus
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell the user something."""
+
+    topic: str
+    message: str
+
+
+Action: TypeAlias = StartWorker | StopWorker | Fence | Form | Pause | End | Warn
+
+Phase = Literal["gathering", "forming", "running", "fencing", "ended"]

@@ -1,0 +1,316 @@
+"""The state machine under random clusters: kills, node losses, joins, raised errors and slow answers in any order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastictrain.control import vocabulary as v
+from elastictrain.control.machine import advance, begin
+from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.restore import ShardAt, newest_complete, ring
+from elastictrain.control.state import Policy, State
+from elastictrain.events import Cause
+
+KILLED = Cause("signal", "SIGKILL")
+
+
+class World:
+    """Performs actions as a cluster would, and checks the invariants at every one of them."""
+
+    def __init__(self, policy: Policy, nodes: dict[str, int]) -> None:
+        self.now = 0.0
+        self.state: State = begin(policy, v.RestorePoint("fresh", 0), 0, "start", self.now)
+        self.policy = policy
+        self.alive: dict[str, str] = {}
+        self.starting: list[str] = []
+        self.fenced_below = 0
+        self.answer: v.Observation | None = None
+        self.group: tuple[str, ...] = ()
+        self.group_generation = -1
+        self.step = 0
+        self.committed = 0
+        self.end: v.End | None = None
+        self.pause_at: int | None = None
+        for node, slots in nodes.items():
+            self.tell(v.NodeJoined(node, slots))
+
+    def tell(self, seen: v.Observation) -> None:
+        before = self.state
+        self.state, actions = advance(self.state, seen, self.now)
+        assert advance(before, seen, self.now) == (self.state, actions), "a decision is a function"
+        for action in actions:
+            self.perform(action)
+
+    def perform(self, action: v.Action) -> None:
+        assert self.end is None, f"{action} after the end"
+        match action:
+            case v.StartWorker(worker, node, _):
+                assert worker not in self.alive and node in self.state.nodes
+                self.alive[worker] = node
+                self.starting.append(worker)
+            case v.StopWorker(worker):
+                self.alive.pop(worker, None)
+            case v.Fence(generation, survivors):
+                assert generation > self.fenced_below, "generations only rise"
+                assert set(survivors) <= set(self.alive)
+                self.fenced_below, self.group, self.pause_at = generation, (), None
+                self.answer = v.Fenced(generation, v.RestorePoint("memory", self.committed))
+            case v.Form(generation, workers, restore, _):
+                assert not self.group, "the old group is gone before a new one forms"
+                assert generation >= self.fenced_below and generation > self.group_generation
+                assert len(workers) in self.policy.world_sizes and len(set(workers)) == len(workers)
+                assert all(w in self.alive and w not in self.starting for w in workers)
+                assert restore.step == self.committed, "nothing lost, nothing twice"
+                self.group, self.group_generation, self.step = workers, generation, restore.step
+                self.answer = v.Formed(generation)
+            case v.Pause(generation, step):
+                assert generation == self.group_generation and step > self.committed
+                self.pause_at = step
+            case v.End():
+                self.end = action
+
+    def settle(self) -> None:
+        """Answer what is outstanding."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            self.tell(answer)
+
+    def warm(self) -> None:
+        if self.starting:
+            self.tell(v.WorkerUp(self.starting.pop(0)))
+
+    def train(self) -> None:
+        running = self.group and self.state.phase == "running" and all(w in self.alive for w in self.group)
+        if running and (self.pause_at is None or self.step < self.pause_at):
+            self.step += 1
+            self.committed = self.step
+            self.tell(v.StepDone(self.group_generation, self.step))
+
+    def kill(self, worker: str) -> None:
+        del self.alive[worker]
+        if worker in self.starting:
+            self.starting.remove(worker)
+        self.tell(v.WorkerDied(worker, KILLED, self.step + 1))
+
+    def lose_node(self, node: str) -> None:
+        for worker in [w for w, n in self.alive.items() if n == node]:
+            del self.alive[worker]
+            if worker in self.starting:
+                self.starting.remove(worker)
+        self.tell(v.NodeLost(node, Cause("node_lost", node)))
+
+
+policies = st.builds(
+    Policy,
+    steps=st.integers(1, 30),
+    world_sizes=st.sampled_from([(1,), (2,), (1, 2), (1, 2, 4), (2, 4), (3,)]),
+    standby=st.integers(0, 2),
+    max_failures=st.integers(0, 4),
+    replace_timeout_s=st.just(10.0),
+    wait_timeout_s=st.just(60.0),
+    unreserved_standby=st.booleans(),
+)
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
+        st.tuples(st.sampled_from(["kill", "lose", "join", "raise", "broken", "formfail", "stale"]), st.integers(0, 9)),
+    ),
+    max_size=120,
+)
+
+
+def play(world: World, move: str, pick: int) -> None:
+    nodes = sorted(world.state.nodes)
+    match move:
+        case "settle" | "warm" | "train":
+            getattr(world, move)()
+        case "tick":
+            world.now += 4
+            world.tell(v.Tick())
+        case "kill" if world.alive:
+            world.kill(sorted(world.alive)[pick % len(world.alive)])
+        case "lose" if nodes:
+            world.lose_node(nodes[pick % len(nodes)])
+        case "join":
+            world.tell(v.NodeJoined(f"late{pick}", 1 + pick % 3))
+        case "raise" if world.group and world.state.phase == "running":
+            cause = Cause("exception", "ValueError: x", "", f"E{pick}")
+            world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, cause))
+        case "broken" if world.group:
+            world.tell(v.PeersBroken(world.group_generation, Cause("unknown", "broken")))
+        case "formfail" if world.group and isinstance(world.answer, v.Formed):
+            world.answer = v.FormFailed(world.group_generation, world.group[pick % len(world.group)], KILLED)
+        case "stale":
+            before = world.state
+            world.tell(v.StepDone(before.generation - 1, 10**6))
+            world.tell(v.RankRaised(before.generation - 1, "worker-0", 1, KILLED))
+            world.tell(v.WorkerUp("worker-999"))
+            assert world.state == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(policies, st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(1, 3)), moves)
+def test_any_history_ends_well(policy: Policy, nodes: dict[str, int], history: list[tuple[str, int]]) -> None:
+    world = World(policy, nodes)
+    for move, pick in history:
+        if world.end is None:
+            play(world, move, pick)
+    for _ in range(400):  # from here on nothing breaks: the run must end by itself
+        if world.end is not None:
+            break
+        world.settle()
+        world.warm()
+        world.train()
+        world.now += 4
+        if world.end is None:
+            world.tell(v.Tick())
+    assert world.end is not None
+    assert world.end.status in ("complete", "failed")
+    if world.end.status == "complete":
+        assert world.committed == policy.steps
+    else:
+        assert world.end.cause is not None and world.end.cause.message
+
+
+def running(world_sizes: tuple[int, ...] = (1, 2), standby: int = 1, steps: int = 100, **nodes: int) -> World:
+    policy = Policy(steps, world_sizes, standby, 3, 10.0, 60.0)
+    world = World(policy, nodes or {"a": 2, "b": 2})
+    for _ in range(20):
+        world.settle()
+        world.warm()
+        world.train()
+    assert world.state.phase == "running"
+    return world
+
+
+def test_a_killed_worker_is_replaced_by_the_standby_and_a_new_standby_follows() -> None:
+    world = running()
+    assert len(world.state.standbys) == 1
+    standby, victim, survivor = world.state.standbys[0], world.group[1], world.group[0]
+    world.kill(victim)
+    assert world.state.phase == "fencing" and not world.starting
+    world.settle()
+    assert world.state.phase == "forming" and world.state.members == (survivor, standby)
+    world.settle()
+    world.train()
+    assert len(world.starting) == 1
+
+
+def test_a_survivor_keeps_its_rank() -> None:
+    world = running()
+    survivor = world.group[1]
+    world.kill(world.group[0])
+    world.settle()
+    assert world.state.members[1] == survivor
+
+
+def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back() -> None:
+    world = running(standby=0, a=1, b=1)
+    world.lose_node("b")
+    world.settle()
+    assert len(world.state.members) == 1 and world.state.phase == "forming"
+    world.settle()
+    world.train()
+    world.tell(v.NodeJoined("c", 1))
+    step, strikes = world.committed, world.state.strikes
+    for _ in range(10):
+        world.settle()
+        world.warm()
+        world.train()
+    assert len(world.group) == 2 and world.committed > step
+    assert world.state.strikes == strikes == 0
+
+
+def test_below_min_workers_it_waits_then_says_why_it_gave_up() -> None:
+    world = running(world_sizes=(2,), standby=0, a=1, b=1)
+    world.lose_node("b")
+    world.settle()
+    assert world.state.phase == "gathering" and world.end is None
+    world.now += 61
+    world.tell(v.Tick())
+    assert world.end is not None and "elastic.min_workers" in str(world.end.cause)
+
+
+def test_the_same_exception_at_the_same_step_ends_the_run() -> None:
+    world = running()
+    bug = Cause("exception", "ValueError: bad", "Traceback ...", "ValueError")
+    world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, bug))
+    assert world.end is None
+    world.settle()
+    world.settle()
+    world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, bug))
+    assert world.end == v.End("failed", bug)
+
+
+def test_failures_in_a_row_end_the_run_and_progress_clears_them() -> None:
+    world = running()
+    for _ in range(3):
+        world.kill(world.group[0])
+        for _ in range(8):
+            world.settle()
+            world.warm()
+    world.train()
+    for _ in range(3):
+        assert world.end is None
+        world.kill(world.group[0])
+        for _ in range(8):
+            world.settle()
+            world.warm()
+    world.kill(world.group[0])
+    assert world.end == v.End("failed", KILLED)
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1), st.integers(0, 4), max_size=5),
+    st.integers(0, 12),
+    st.integers(0, 2),
+)
+def test_placement_spreads_within_slots(nodes: dict[str, int], target: int, loose: int) -> None:
+    orders = wanted_workers(nodes=nodes, workers={}, target=target, unreserved=loose)
+    reserved = Counter(node for node, held in orders if held)
+    assert all(reserved[node] <= nodes[node] for node in reserved)
+    assert len(orders) == (min(target, sum(nodes.values()) + loose) if nodes else 0)
+    room = [node for node in nodes if reserved[node] < nodes[node]]
+    assert all(reserved[node] >= max(reserved.values(), default=0) - 1 for node in room)
+
+
+@given(st.integers(1, 8), st.lists(st.sampled_from("abc"), min_size=8, max_size=12), st.permutations(range(12)))
+def test_ranks_are_stable(size: int, nodes: list[str], order: list[int]) -> None:
+    ready = {f"worker-{i}": node for i, node in enumerate(nodes)}
+    previous = [f"worker-{i}" for i in order[:6]]
+    ranks = assign_ranks(size, ready, previous)
+    assert len(ranks) == len(set(ranks)) == size
+    assert set(ranks) <= set(ready)
+    for rank, name in enumerate(previous[:size]):
+        if name in ready:
+            assert ranks[rank] == name
+
+
+shards = st.builds(
+    ShardAt, st.integers(0, 3), st.integers(0, 5), st.integers(0, 2), st.integers(1, 3), st.sampled_from("ab")
+)
+
+
+@given(st.lists(shards, max_size=30))
+def test_the_newest_complete_state_is_chosen(found: list[ShardAt]) -> None:
+    found = [s for s in found if s.rank < s.world_size]
+    best = newest_complete(found)
+    complete = [
+        (s.step, s.generation)
+        for s in found
+        if {o.rank for o in found if (o.step, o.generation, o.world_size) == (s.step, s.generation, s.world_size)}
+        == set(range(s.world_size))
+    ]
+    assert (best is None) == (not complete)
+    if best is not None:
+        assert (best.step, best.generation) == max(complete)
+        assert [s.rank for s in best.shards] == list(range(len(best.shards)))
+        assert all((s.step, s.generation) == (best.step, best.generation) for s in best.shards)
+
+
+def test_buddies_are_other_nodes() -> None:
+    assert ring(["a"]) == {}
+    assert ring(["b", "a", "c"]) == {"a": "b", "b": "c", "c": "a"}

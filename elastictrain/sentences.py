@@ -1,0 +1,156 @@
+"""Events and numbers in words (pure): what a terminal, a log file and the summary at the end say.
+
+One sentence per event that a person would want to know of; None for the rest, such as a committed step. The live
+table and the plain lines both speak through here, so they tell the same story.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elastictrain.events import (
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointWritten,
+    DataReady,
+    Evaluated,
+    Event,
+    FailureDetected,
+    FaultInjected,
+    GenerationStarted,
+    Recovered,
+    RunEnded,
+    RunStarted,
+    Warned,
+    WorkerStarted,
+)
+from elastictrain.plan.layout import Layout
+from elastictrain.status import Status
+
+
+class Narrator:
+    """Tells a run's events in their order; remembers when the fault behind a recovery struck."""
+
+    def __init__(self) -> None:
+        self._fault_at: float | None = None
+
+    def tell(self, event: Event) -> str | None:
+        """The event in one sentence, or None where there is nothing to tell."""
+        if isinstance(event, FailureDetected) and self._fault_at is None:
+            self._fault_at = event.at
+        sentence = say(event, self._fault_at)
+        if isinstance(event, Recovered):
+            self._fault_at = None
+        return sentence
+
+
+def say(event: Event, fault_at: float | None = None) -> str | None:
+    """The event in one sentence; a recovery's seconds count from `fault_at`."""
+    match event:
+        case RunStarted():
+            return f"run {event.run} " + ("starts" if event.attempt == 1 else f"goes on, attempt {event.attempt}")
+        case DataReady():
+            how = "found unchanged" if event.reused else "prepared"
+            held_out = f"{event.num_validation_samples:,} held out"
+            return f"data {how} in {seconds(event.seconds)}: {event.num_samples:,} samples, {held_out}"
+        case WorkerStarted():
+            return f"worker {event.worker} (pid {event.pid}, node {event.node}) warm after {seconds(event.seconds)}"
+        case GenerationStarted():
+            world = f"{plural(event.world_size, 'worker')}, {Layout(**event.layout)}"
+            return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
+        case FaultInjected():
+            return f"{_step(event.step)}planned fault: {event.kind} rank {event.rank}"
+        case FailureDetected():
+            return f"{_step(event.step)}{_failure(event)}; detected in {seconds(event.detected_at - event.at)}"
+        case Recovered():
+            took = "" if fault_at is None else f" in {seconds(event.at - fault_at)}"
+            lost = f"{plural(event.lost_steps, 'step')} lost"
+            return f"{_step(event.first_step)}recovered{took} from {event.source}, {lost}, {event.continuation}"
+        case CheckpointWritten():
+            stall = f"training waited {seconds(event.stall_s)}"
+            size = num_bytes(event.num_bytes)
+            return f"{_step(event.step)}checkpoint written in {seconds(event.seconds)}, {size}, {stall}"
+        case CheckpointFailed():
+            return f"{_step(event.step)}checkpoint not written: {event.problem}"
+        case CheckpointRejected():
+            return f"checkpoint of step {event.step} refused: {event.problem} ({event.uri})"
+        case Warned():
+            return f"warning, {event.topic}: {event.message}"
+        case Evaluated():
+            beside = f"gzip -9: {event.gzip_bits_per_byte:.3f}"
+            return f"{_step(event.step)}validation: {event.bits_per_byte:.3f} bits per byte ({beside})"
+        case RunEnded():
+            why = f": {event.cause.message}" if event.cause else ""
+            return f"{_step(event.step)}run {event.status}{why}"
+        case _:
+            return None
+
+
+def status_line(status: Status) -> str:
+    """The live state in one line."""
+    parts = [f"step {status.step}/{status.steps}", status.status]
+    if status.loss is not None:
+        parts += [f"loss {status.loss:.4f}", f"{status.tokens_per_s:,.0f} tokens/s"]
+    if status.world_size:
+        parts.append(f"{plural(status.world_size, 'worker')} ({status.layout})")
+    parts.append(f"goodput {percent(status.goodput)}")
+    if status.last_recovery_s is not None:
+        parts.append(f"{plural(status.lost_steps, 'step')} lost, last recovery {seconds(status.last_recovery_s)}")
+    if status.message:
+        parts.append(status.message)
+    return "  ".join(parts)
+
+
+def seconds(value: float) -> str:
+    """A duration, with as many digits as it deserves."""
+    if value < 10:
+        return f"{value:.2f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def num_bytes(value: int) -> str:
+    """A size in decimal units."""
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3f} TB"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a percentage."""
+    return f"{100 * ratio:.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+_SOURCES = {"memory": "from memory", "durable": "from the checkpoint", "fresh": "fresh"}
+
+
+def _step(step: int) -> str:
+    return f"step {step}  "
+
+
+def _failure(event: FailureDetected) -> str:
+    if event.kind == "node_lost":
+        return f"node {event.node} lost with {_ranks(event.ranks)}"
+    who = f"{_ranks(event.ranks)} (pid {event.pid}, node {event.node})"
+    match event.cause.kind:
+        case "signal":
+            return f"{who} killed by {event.cause.message}"
+        case "exit":
+            return f"{who} ended with {event.cause.message}"
+        case "exception":
+            return f"{who} raised {event.cause.message}"
+        case _:
+            return f"{who} lost: {event.cause.message}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -101,3 +101,5 @@ class ShardHeader:
     """xxh3_64 of the buffer's bytes, hex."""
     scalars: Mapping[str, int | float]
     """State that is no tensor: `optimizer_step`, and the loss scale where there is one."""
+    note: str = ""
+    """Text that travels with the shard, opaque here: the runtime's records of the steps since the last snapshot."""

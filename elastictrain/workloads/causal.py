@@ -1,0 +1,92 @@
+"""What every causal language model shares: next-token loss, evaluation, sampling.
+
+A model only has to say how it is built and how tokens become logits. All sums over the vocabulary are done in fp32.
+`evaluate` and `generate` run the module in evaluation mode and put its mode back. Under ZeRO-3 a forward pass is a
+collective, so there all ranks call them together, with equal shapes.
+
+Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary. Sampling keeps no key-value
+cache: one forward pass over the last `data.seq_len` tokens per new token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elastictrain.config import TrainConfig
+from elastictrain.workloads.base import Batch
+
+TEMPERATURE = 0.8
+"""Divides the logits before sampling: below one, likely tokens gain."""
+TOP_K = 50
+"""Tokens that sampling chooses from."""
+
+
+class CausalLanguageModel(ABC):
+    """A Workload whose module predicts each token from those before it."""
+
+    def __init__(self, config: TrainConfig, vocab_size: int) -> None:
+        self.config = config
+        self.vocab_size = vocab_size
+
+    @abstractmethod
+    def build(self, seed: int) -> nn.Module:
+        """A new fp32 module on the CPU, initialised from `seed` alone."""
+
+    @abstractmethod
+    def logits(self, module: nn.Module, tokens: Tensor) -> Tensor:
+        """Scores of the next token after each position: [batch, seq] to [batch, seq, vocab]."""
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats."""
+        return self._cross_entropy(module, batch, "mean")
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Matrices, embeddings included, decay; norms and biases, which are vectors, don't."""
+        return parameter.ndim >= 2
+
+    def num_tokens(self, batch: Batch) -> int:
+        """Every token but a sample's first is predicted."""
+        samples, length = batch["tokens"].shape
+        return samples * (length - 1)
+
+    def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
+        """Summed negative log-likelihood in nats, and the number of predictions."""
+        with _evaluating(module):
+            return self._cross_entropy(module, batch, "sum").item(), self.num_tokens(batch)
+
+    def generate(self, module: nn.Module, prompt: list[int], num_tokens: int, seed: int) -> list[int]:
+        """Sample a continuation; the prompt needs at least one token."""
+        generator = torch.Generator().manual_seed(seed)
+        device = next(module.parameters()).device
+        tokens = list(prompt)
+        with _evaluating(module):
+            for _ in range(num_tokens):
+                context = torch.tensor([tokens[-self.config.data.seq_len :]], device=device)
+                # a larger model may score ids that the tokenizer does not have
+                scores = self.logits(module, context)[0, -1, : self.vocab_size].float().cpu()
+                likeliest = (scores / TEMPERATURE).topk(min(TOP_K, self.vocab_size))
+                choice = torch.multinomial(likeliest.values.softmax(-1), 1, generator=generator)
+                tokens.append(int(likeliest.indices[choice]))
+        return tokens[len(prompt) :]
+
+    def _cross_entropy(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
+        tokens = batch["tokens"]
+        logits = self.logits(module, tokens[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

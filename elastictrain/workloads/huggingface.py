@@ -1,0 +1,118 @@
+"""A causal language model of Hugging Face `transformers`, read from a local folder.
+
+The folder holds a config.json. Safetensors weights beside it are the starting point; without weights the model is
+drawn anew from the seed. Nothing is downloaded, no code of the folder runs, no pickle is opened. Dropout and the like
+are as that config.json has them; of `model.*` only `kind` and `path` count.
+
+Cost: importing `transformers` takes seconds, which is why only this module does it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
+from elastictrain.workloads.causal import CausalLanguageModel
+
+try:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+except ImportError as error:
+    raise ConfigError(
+        f"model.kind huggingface needs the package transformers ({error}): pip install elastictrain[hf]"
+    ) from None
+
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class HuggingFaceModel(CausalLanguageModel):
+    """Workload for `model.kind: huggingface`."""
+
+    def __init__(self, config: TrainConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self.folder = Path(str(config.model.path))
+        if not (self.folder / "config.json").is_file():
+            raise ConfigError(f"model.path {self.folder} has no config.json; it must be a local Hugging Face folder")
+        self.has_weights = any(self.folder.glob("*.safetensors"))
+        if not self.has_weights and any(file for pattern in _PICKLED for file in self.folder.glob(pattern)):
+            raise ConfigError(
+                f"model.path {self.folder} has weights only as pickle, which can run code when opened: save them as "
+                "safetensors, or remove them to start from random weights"
+            )
+        self.model_config = self._read_config()
+        self._check_sizes()
+
+    def build(self, seed: int) -> nn.Module:
+        """The folder's weights, or new ones from `seed`; torch's global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module: Any = self._load() if self.has_weights else self._draw()
+        if self.config.train.activation_checkpointing:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+        _keep_buffers(module)
+        return cast(nn.Module, module.train())
+
+    def logits(self, module: nn.Module, tokens: Tensor) -> Tensor:
+        """The model's logits, without a key-value cache."""
+        logits: Tensor = module(input_ids=tokens, use_cache=False).logits
+        return logits
+
+    def _read_config(self) -> Any:
+        try:
+            return AutoConfig.from_pretrained(self.folder, **_SAFE)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"model.path {self.folder}: transformers can't use its config.json: {error}") from None
+
+    def _check_sizes(self) -> None:
+        text = self.model_config.get_text_config()
+        if text.vocab_size < self.vocab_size:
+            raise ConfigError(
+                f"the vocab_size {text.vocab_size} in {self.folder / 'config.json'} is smaller than the tokenizer's "
+                f"{self.vocab_size}: lower data.vocab_size, or raise it in config.json"
+            )
+        positions = getattr(text, "max_position_embeddings", None)
+        if positions is not None and self.config.data.seq_len > positions:
+            raise ConfigError(
+                f"data.seq_len {self.config.data.seq_len} exceeds the max_position_embeddings {positions} in "
+                f"{self.folder / 'config.json'}: lower data.seq_len to at most {positions}"
+            )
+
+    def _draw(self) -> Any:
+        try:
+            return AutoModelForCausalLM.from_config(
+                self.model_config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+            )
+        except ValueError as error:
+            raise ConfigError(f"model.path {self.folder} describes no causal language model: {error}") from None
+
+    def _load(self) -> Any:
+        transformers_logging.disable_progress_bar()  # a worker's log is no terminal
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                self.folder, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa", **_SAFE
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ConfigError(f"model.path {self.folder}: transformers can't load its weights: {error}") from None
+
+
+def _keep_buffers(module: nn.Module) -> None:
+    """Keep float buffers in fp32 when an engine casts the module to bf16: the rotary frequencies must stay exact."""
+    for owner in module.modules():
+        exact = {name: b for name, b in owner.named_buffers(recurse=False) if b.dtype == torch.float32}
+        if exact:
+            owner.register_forward_pre_hook(partial(_restore_buffers, exact))
+
+
+def _restore_buffers(exact: dict[str, Tensor], owner: nn.Module, _inputs: object) -> None:
+    for name, value in exact.items():
+        buffer = owner.get_buffer(name)
+        if buffer.dtype != torch.float32:
+            setattr(owner, name, value.to(buffer.device))

@@ -1,0 +1,168 @@
+"""A decoder-only transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU, residual dropout.
+
+Token ids [batch, seq] go in, logits [batch, seq, vocab] come out. Nothing here knows of devices, precision or ranks.
+Weights and activations may be bf16: norms and rotations are computed in fp32 all the same. Every weight is drawn from
+its own generator, seeded by (seed, name), so the initial bits depend on neither the order nor the layout.
+
+Cost: about 6 x parameters floating point operations per token and step (forward and backward), plus attention's
+12 x layers x hidden_size x seq_len; 8 x parameters with activation checkpointing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from elastictrain.config import ModelSection
+
+INITIAL_STD = 0.02
+"""Standard deviation of the initial weights."""
+
+
+class Transformer(nn.Module):
+    """Embedding, decoder blocks, final norm, head."""
+
+    def __init__(self, model: ModelSection, vocab_size: int, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.head_dim = model.hidden_size // model.num_heads
+        self.rope_theta = model.rope_theta
+        self.embedding = Embedding(vocab_size, model.hidden_size)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.num_layers))
+        self.norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.head = None if model.tie_embeddings else nn.Linear(model.hidden_size, vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rotation = rotary_table(tokens.shape[1], self.head_dim, self.rope_theta, tokens.device)
+        hidden = self.embedding(tokens)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(block, hidden, rotation, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotation)
+        hidden = self.norm(hidden)
+        logits: Tensor = self.embedding(hidden) if self.head is None else self.head(hidden)
+        return logits
+
+
+class Block(nn.Module):
+    """Attention, then SwiGLU; each reads a normed copy of the residual stream and adds to it."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.attention = Attention(model)
+        self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.mlp = SwiGLU(model)
+        self.dropout = nn.Dropout(model.dropout)
+
+    def forward(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), rotation))
+        out: Tensor = hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
+        return out
+
+
+class Attention(nn.Module):
+    """Causal attention; `num_kv_heads` key and value heads serve `num_heads` query heads in equal groups."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.head_dim = model.hidden_size // model.num_heads
+        num_kv_heads = model.num_kv_heads or model.num_heads
+        self.grouped = num_kv_heads != model.num_heads
+        self.query = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
+        self.key = nn.Linear(model.hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(model.hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+        query, key, value = (
+            project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, rotation), rotate(key, rotation), value, is_causal=True, enable_gqa=self.grouped
+        )
+        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        width = model.intermediate_size or math.ceil(model.hidden_size * 8 / 3 / 32) * 32
+        self.gate = nn.Linear(model.hidden_size, width, bias=False)
+        self.up = nn.Linear(model.hidden_size, width, bias=False)
+        self.down = nn.Linear(width, model.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(hidden)) * self.up(hidden))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) x weight, computed in fp32 whatever the input's type."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed = F.rms_norm(hidden.float(), self.weight.shape, self.weight.float(), self.eps)
+        return normed.to(hidden.dtype)
+
+
+class Embedding(nn.Module):
+    """Ids to vectors; and vectors to logits, when it is the output head too.
+
+    Both uses go through this module's own forward: ZeRO-3 gathers a module's weights around that and nowhere else.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) if x.is_floating_point() else F.embedding(x, self.weight)
+
+
+def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Cosines and sines, fp32 [2, seq_len, head_dim / 2]; position t turns pair i by t / theta^(2i / head_dim).
+
+    Made anew in each forward pass: it costs next to nothing there, while a buffer would lose its precision when an
+    engine casts the module to bf16.
+    """
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequency)
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + head_dim / 2]) of [batch, heads, seq, head_dim], in fp32."""
+    cos, sin = rotation
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def initialise(module: Transformer, seed: int) -> None:
+    """Fill every weight from (seed, name): norms one, matrices normal, what adds to the residual stream smaller.
+
+    The 2 x layers additions to the stream are scaled so that its variance at the end is that of one.
+    """
+    residual_std = INITIAL_STD / math.sqrt(2 * len(module.blocks))
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2:
+            nn.init.ones_(parameter)
+            continue
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
+        nn.init.normal_(parameter, std=residual_std if adds_to_stream else INITIAL_STD, generator=generator)

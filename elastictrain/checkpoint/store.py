@@ -1,0 +1,235 @@
+"""Durable checkpoints of one run: `checkpoints/step-00000123/` with shard files and, written last, `manifest.json`.
+
+A checkpoint exists when its manifest does; a process killed at any moment leaves the older ones as they were, and at
+worst files that no manifest names, which `prune` clears away. The manifest holds the SHA-256 of every shard, and its
+own is kept by the run's record, so a changed byte anywhere is found before anything is loaded. No pickle, ever.
+
+Cost: `write_shard` reads the data once, hashing as it writes (SHA-256 bounds it, about 1 GB/s), and syncs it to disk.
+All keepers must reach the same storage: the manifest is refused while a shard that it names is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elastictrain.checkpoint.shard_file import ShardStream, data_offset
+from elastictrain.checkpoint.source import Reads, ShardedSource
+from elastictrain.errors import CheckpointError
+from elastictrain.state.manifest import Manifest, ShardEntry
+from elastictrain.state.source import StateSource
+from elastictrain.state.tensors import BYTES_PER_ELEMENT, ShardIndex
+from elastictrain.storage import Storage
+
+_ROOT = "checkpoints"
+_MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-(\d{8,})")
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A checkpoint with a valid manifest; its shards are not verified yet."""
+
+    step: int
+    uri: str
+    num_bytes: int
+    """Of all its files."""
+    sha256: str
+    """Of the manifest."""
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A checkpoint's folder without a valid manifest: never finished, half deleted, or damaged."""
+
+    step: int
+    problem: str
+
+
+class CheckpointStore:
+    """The checkpoints in one run's storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def uri(self, step: int) -> str:
+        """Where the checkpoint of this step is or would be."""
+        return f"{self._storage.uri}/{_folder(step)}"
+
+    def write_shard(
+        self, step: int, rank: int, world_size: int, index: ShardIndex, data: bytes | bytearray | memoryview
+    ) -> ShardEntry:
+        """Write one shard, whole or not at all; raises CheckpointError with the reason when it can't be."""
+        file = f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
+        stream = ShardStream(index, data)
+        try:
+            self._storage.write_stream(f"{_folder(step)}/{file}", stream)
+        except OSError as error:
+            raise self._unwritten(step, file, error) from error
+        return ShardEntry(file, stream.num_bytes, stream.sha256, index)
+
+    def commit(self, manifest: Manifest) -> StoredCheckpoint:
+        """Complete the checkpoint: all shards are there, now write the manifest."""
+        for shard in manifest.shards:
+            self._check_size(manifest.step, shard)
+        data = manifest.to_json().encode()
+        try:
+            self._storage.write_atomic(f"{_folder(manifest.step)}/{_MANIFEST}", data)
+        except OSError as error:
+            raise self._unwritten(manifest.step, _MANIFEST, error) from error
+        return self._stored(manifest, data)
+
+    def scan(self) -> list[StoredCheckpoint | Incomplete]:
+        """Everything under checkpoints/, newest first."""
+        found: list[StoredCheckpoint | Incomplete] = []
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                found.append(self._read(step))
+            except CheckpointError as error:
+                found.append(Incomplete(step, str(error)))
+        return found
+
+    def list(self) -> list[StoredCheckpoint]:
+        """The complete checkpoints, newest first."""
+        return [found for found in self.scan() if isinstance(found, StoredCheckpoint)]
+
+    def verify(self, step: int, expected_sha256: str | None = None) -> StoredCheckpoint:
+        """Read every byte of the checkpoint; raises CheckpointError that says which file is wrong, and how.
+
+        `expected_sha256` is the manifest's in the run's record.
+        """
+        stored = self._read(step)
+        if expected_sha256 is not None and stored.sha256 != expected_sha256:
+            raise CheckpointError(
+                f"{stored.uri}/{_MANIFEST} has SHA-256 {stored.sha256}, the run's record says {expected_sha256}: "
+                f"it was changed or damaged"
+            )
+        for shard in stored.manifest.shards:
+            self._check_size(step, shard)
+            sha256 = self._sha256(step, shard)
+            if sha256 != shard.sha256:
+                raise CheckpointError(
+                    f"{stored.uri}/{shard.file} has SHA-256 {sha256}, its manifest says {shard.sha256}: "
+                    f"it was changed or damaged"
+                )
+        return stored
+
+    def newest_verified(
+        self, expected: Mapping[int, str] | None, on_reject: Callable[[int, str, str], None]
+    ) -> StoredCheckpoint | None:
+        """The newest checkpoint that verifies, or None; every newer one is given to `on_reject(step, uri, problem)`.
+
+        `expected` is the run's record, the manifest's SHA-256 by step: what it does not list is not used. None means
+        that there is no record to be had, and the files vouch for themselves.
+        """
+        for step in sorted(self._steps() | set(expected or ()), reverse=True):
+            try:
+                if expected is not None and step not in expected:
+                    raise CheckpointError(f"{self.uri(step)} is not in the run's record")
+                return self.verify(step, expected[step] if expected is not None else None)
+            except CheckpointError as error:
+                on_reject(step, self.uri(step), str(error))
+        return None
+
+    def open(self, step: int) -> StateSource:
+        """The state in this checkpoint, read range by range as it is asked for. Verify it first."""
+        manifest = self._read(step).manifest
+
+        def read(number: int, reads: Reads) -> None:
+            shard = manifest.shards[number]
+            try:
+                self._read_ranges(step, shard, reads)
+            except (OSError, CheckpointError) as error:
+                raise CheckpointError(f"{self.uri(step)}/{shard.file} can't be read: {error}") from error
+
+        return ShardedSource(manifest.scalars, {n: s.index for n, s in enumerate(manifest.shards)}, read)
+
+    def prune(self, keep_last: int) -> tuple[int, ...]:
+        """Delete all but the newest `keep_last` checkpoints, and unfinished ones older than the newest; their steps."""
+        complete = [stored.step for stored in self.list()]
+        unfinished = self._steps() - set(complete)
+        removed = complete[keep_last:] + [step for step in unfinished if complete and step < complete[0]]
+        for step in sorted(removed):
+            self.discard(step)
+        return tuple(sorted(removed))
+
+    def discard(self, step: int) -> None:
+        """Delete one checkpoint: one that was rejected would else count among the newest that `prune` keeps.
+
+        The manifest goes first, so what is half deleted is no checkpoint any more.
+        """
+        self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
+        self._storage.delete(_folder(step))
+
+    def _steps(self) -> set[int]:
+        matches = (_FOLDER.fullmatch(name) for name in self._storage.list(_ROOT))
+        return {int(match[1]) for match in matches if match}
+
+    def _read(self, step: int) -> StoredCheckpoint:
+        path = f"{_folder(step)}/{_MANIFEST}"
+        try:
+            data = self._storage.read(path)
+            manifest = Manifest.from_json(data)
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.uri(step)} has no {_MANIFEST}: it was never completed") from None
+        except (OSError, CheckpointError) as error:
+            raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
+        if manifest.step != step:
+            raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} is that of step {manifest.step}")
+        return self._stored(manifest, data)
+
+    def _stored(self, manifest: Manifest, data: bytes) -> StoredCheckpoint:
+        num_bytes = manifest.num_bytes + len(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return StoredCheckpoint(manifest.step, self.uri(manifest.step), num_bytes, sha256, manifest)
+
+    def _check_size(self, step: int, shard: ShardEntry) -> None:
+        path = f"{self.uri(step)}/{shard.file}"
+        try:
+            num_bytes = self._storage.num_bytes(f"{_folder(step)}/{shard.file}")
+        except OSError:
+            raise CheckpointError(
+                f"{path} is not there. If the nodes have no storage in common, set run.storage to one that they have."
+            ) from None
+        if num_bytes != shard.num_bytes:
+            raise CheckpointError(f"{path} has {num_bytes} bytes, its manifest says {shard.num_bytes}: truncated")
+
+    def _sha256(self, step: int, shard: ShardEntry) -> str:
+        digest = hashlib.sha256()
+        try:
+            with self._storage.open_input(f"{_folder(step)}/{shard.file}") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise CheckpointError(f"{self.uri(step)}/{shard.file} can't be read: {error}") from error
+        return digest.hexdigest()
+
+    def _read_ranges(self, step: int, shard: ShardEntry, reads: Reads) -> None:
+        with self._storage.open_input(f"{_folder(step)}/{shard.file}") as file:
+            base = data_offset(file, shard.num_bytes, shard.index)
+            for offset, view in reads:
+                file.seek(base + offset * BYTES_PER_ELEMENT)
+                _read_full(file, view)
+
+    def _unwritten(self, step: int, file: str, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.uri(step)}/{file} can't be written: {error.strerror or error}. Free space there, lower "
+            f"checkpoint.keep_last, or set run.storage to another folder or URI."
+        )
+
+
+def _folder(step: int) -> str:
+    return f"{_ROOT}/step-{step:08d}"
+
+
+def _read_full(file: Any, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(f"it ends {len(view)} bytes too early")
+        view = view[count:]

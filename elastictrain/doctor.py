@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from elastictrain.sentences import num_bytes
+from elastictrain.tracking.wording import bytes_text
 
 Verdict = Literal["ok", "warn", "fail"]
 """Good; works with a restriction; a run can't start."""
@@ -80,7 +80,7 @@ def kernel() -> Finding:
 def memory() -> Finding:
     """Memory that is free for workers (some 300 MB each) and Ray (about 1 GB)."""
     free = _available_bytes(Path("/proc/meminfo"))
-    found = f"{num_bytes(free)} available"
+    found = f"{bytes_text(free)} available"
     if free < 2 * GB:
         return Finding("memory", "fail", found, "free some: two workers and Ray need about 2 GB")
     if free < 4 * GB:
@@ -94,7 +94,7 @@ def shared_memory(path: str = "/dev/shm") -> Finding:
         usage = shutil.disk_usage(path)
     except OSError as error:
         return Finding("shared memory", "warn", f"{path}: {error.strerror}", "mount a tmpfs there; Ray uses disk now")
-    found = f"{num_bytes(usage.free)} free of {num_bytes(usage.total)} in {path}"
+    found = f"{bytes_text(usage.free)} free of {bytes_text(usage.total)} in {path}"
     if usage.free < GB:
         return Finding("shared memory", "warn", found, "start the container with --shm-size=2g; Ray uses disk now")
     return Finding("shared memory", "ok", found)
@@ -111,7 +111,7 @@ def disk(storage: str) -> Finding:
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("disk", "fail", f"{there} is not writable", "give run.storage a folder that you may write to")
     free = shutil.disk_usage(there).free
-    found = f"{num_bytes(free)} free at {there}"
+    found = f"{bytes_text(free)} free at {there}"
     if free < GB // 2:
         return Finding("disk", "fail", found, "free some, or give run.storage a folder on another disk")
     if free < 5 * GB:

@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from elastictrain.events import Event
-from elastictrain.sentences import Narrator, percent, plural, seconds, status_line
+from elastictrain.sentences import Narrator, percent, status_line
 from elastictrain.status import RunState, Status
+from elastictrain.tracking.wording import count_text, seconds_text
 
 NUM_RECENT = 6
 """Events that the table shows."""
@@ -137,7 +138,7 @@ def status_table(status: Status | None, recent: tuple[str, ...] = ()) -> Rendera
     figures = Table.grid(padding=(0, 2))
     for style in ("dim", "", "dim", ""):
         figures.add_column(style=style, no_wrap=True, min_width=10)
-    recovery = "none" if status.last_recovery_s is None else seconds(status.last_recovery_s)
+    recovery = "none" if status.last_recovery_s is None else seconds_text(status.last_recovery_s)
     loss = "" if status.loss is None else f"{status.loss:.4f}"
     figures.add_row("state", Text(status.status, style=_STYLES.get(status.status, "")), "loss", loss)
     figures.add_row("world size", str(status.world_size), "tokens/s", f"{status.tokens_per_s:,.0f}")
@@ -154,5 +155,4 @@ def worker_lines(status: Status) -> list[str]:
     lines = [f"rank {w.rank}  {w.state}  step {w.step}  {w.worker}  pid {w.pid}  node {w.node}" for w in status.workers]
     lines += [f"standby  {s.worker}  pid {s.pid}  node {s.node}" for s in status.standbys]
     hidden = len(lines) - NUM_WORKERS_SHOWN
-    return [*lines[:NUM_WORKERS_SHOWN], f"and {plural(hidden, 'more worker')}"] if hidden > 0 else lines
-
+    return [*lines[:NUM_WORKERS_SHOWN], f"and {count_text(hidden, 'more worker')}"] if hidden > 0 else lines

@@ -26,6 +26,7 @@ from elastictrain.events import (
 )
 from elastictrain.plan.layout import Layout
 from elastictrain.status import Status
+from elastictrain.tracking.wording import bytes_text, count_text, seconds_text
 
 
 class Narrator:
@@ -52,24 +53,25 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
         case DataReady():
             how = "found unchanged" if event.reused else "prepared"
             held_out = f"{event.num_validation_samples:,} held out"
-            return f"data {how} in {seconds(event.seconds)}: {event.num_samples:,} samples, {held_out}"
+            return f"data {how} in {seconds_text(event.seconds)}: {event.num_samples:,} samples, {held_out}"
         case WorkerStarted():
-            return f"worker {event.worker} (pid {event.pid}, node {event.node}) warm after {seconds(event.seconds)}"
+            where = f"(pid {event.pid}, node {event.node})"
+            return f"worker {event.worker} {where} warm after {seconds_text(event.seconds)}"
         case GenerationStarted():
-            world = f"{plural(event.world_size, 'worker')}, {Layout(**event.layout)}"
+            world = f"{count_text(event.world_size, 'worker')}, {Layout(**event.layout)}"
             return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
         case FaultInjected():
             return f"{_step(event.step)}planned fault: {event.kind} rank {event.rank}"
         case FailureDetected():
-            return f"{_step(event.step)}{_failure(event)}; detected in {seconds(event.detected_at - event.at)}"
+            return f"{_step(event.step)}{_failure(event)}; detected in {seconds_text(event.detected_at - event.at)}"
         case Recovered():
-            took = "" if fault_at is None else f" in {seconds(event.at - fault_at)}"
-            lost = f"{plural(event.lost_steps, 'step')} lost"
+            took = "" if fault_at is None else f" in {seconds_text(event.at - fault_at)}"
+            lost = f"{count_text(event.lost_steps, 'step')} lost"
             return f"{_step(event.first_step)}recovered{took} from {event.source}, {lost}, {event.continuation}"
         case CheckpointWritten():
-            stall = f"training waited {seconds(event.stall_s)}"
-            size = num_bytes(event.num_bytes)
-            return f"{_step(event.step)}checkpoint written in {seconds(event.seconds)}, {size}, {stall}"
+            stall = f"training waited {seconds_text(event.stall_s)}"
+            size = bytes_text(event.num_bytes)
+            return f"{_step(event.step)}checkpoint written in {seconds_text(event.seconds)}, {size}, {stall}"
         case CheckpointFailed():
             return f"{_step(event.step)}checkpoint not written: {event.problem}"
         case CheckpointRejected():
@@ -92,42 +94,19 @@ def status_line(status: Status) -> str:
     if status.loss is not None:
         parts += [f"loss {status.loss:.4f}", f"{status.tokens_per_s:,.0f} tokens/s"]
     if status.world_size:
-        parts.append(f"{plural(status.world_size, 'worker')} ({status.layout})")
+        parts.append(f"{count_text(status.world_size, 'worker')} ({status.layout})")
     parts.append(f"goodput {percent(status.goodput)}")
     if status.last_recovery_s is not None:
-        parts.append(f"{plural(status.lost_steps, 'step')} lost, last recovery {seconds(status.last_recovery_s)}")
+        parts.append(f"{count_text(status.lost_steps, 'step')} lost")
+        parts.append(f"recovery {seconds_text(status.last_recovery_s)}")
     if status.message:
         parts.append(status.message)
     return "  ".join(parts)
 
 
-def seconds(value: float) -> str:
-    """A duration, with as many digits as it deserves."""
-    if value < 10:
-        return f"{value:.2f} s"
-    if value < 120:
-        return f"{value:.0f} s"
-    return f"{int(value // 60)} min {int(value % 60)} s"
-
-
-def num_bytes(value: int) -> str:
-    """A size in decimal units."""
-    size = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3f} TB"
-
-
 def percent(ratio: float) -> str:
     """A ratio as a percentage."""
     return f"{100 * ratio:.1f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 _SOURCES = {"memory": "from memory", "durable": "from the checkpoint", "fresh": "fresh"}

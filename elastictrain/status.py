@@ -7,20 +7,29 @@ out those it does not know, so an older program reads a newer file. Costs tens o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 RunState = Literal[
-    "starting", "preparing", "running", "recovering", "waiting", "finishing", "complete", "stopped", "failed"
+    "starting",
+    "preparing",
+    "running",
+    "recovering",
+    "waiting",
+    "finishing",
+    "complete",
+    "stopped",
+    "failed",
+    "interrupted",
 ]
 """Where a run is: preparing its data, running, recovering from a failure, waiting for workers, writing its last state;
-the last three are ends."""
+the last four are ends. A reader says `interrupted` of a run whose driver went without a word; no driver writes it."""
 
-ENDED: frozenset[RunState] = frozenset({"complete", "stopped", "failed"})
-"""States after which nobody works on the run."""
+ENDED: frozenset[RunState] = frozenset({"complete", "stopped", "failed", "interrupted"})
+"""States in which nobody works on the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,11 @@ class Status:
     def ended(self) -> bool:
         """Whether the run's last attempt is over."""
         return self.status in ENDED
+
+    def interrupted(self) -> Status:
+        """The same moment of a run whose driver is gone: what its workers do now, nobody knows."""
+        workers = tuple(replace(w, state="unknown") for w in self.workers)
+        return replace(self, status="interrupted", workers=workers, message="no process is working on this run")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-able data; a loss that is infinite or no number becomes None, since JSON has no word for it."""

@@ -1,0 +1,11 @@
+"""The command line: `elastictrain train`, `status`, `report`, `checkpoints`, `doctor`, `schema`.
+
+Commands only read arguments, call the rooms below and print. Whatever is heavy (torch, ray, pyarrow) is imported inside
+the command that needs it, so `--help` and `--dry-run` answer in a fraction of a second.
+"""
+
+from elastictrain.cli.app import app, main
+from elastictrain.cli.outcome import plain_errors
+from elastictrain.cli.train import run_training
+
+__all__ = ["app", "main", "plain_errors", "run_training"]

@@ -1,0 +1,31 @@
+"""How a command ends: one message and an exit status, the same from the command line and from a script in jobs/."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from elastictrain.errors import ElasticTrainError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, 128 + SIGINT, as shells have it."""
+
+
+@contextmanager
+def plain_errors(debug: bool = False) -> Iterator[None]:
+    """End the process with `error: ...` on stderr and the error's exit status; `debug` adds its traceback.
+
+    Only errors that this project raises on purpose: any other keeps its traceback, since it is a bug.
+    """
+    try:
+        yield
+    except ElasticTrainError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

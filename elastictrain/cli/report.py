@@ -1,0 +1,49 @@
+"""`elastictrain report`: what happened in a run, in words, as JSON, or as one HTML file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elastictrain.cli.runs import find_run
+from elastictrain.errors import ConfigError, DataError
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/report.md describes it.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML file.")] = None,
+) -> None:
+    """Tell what happened in a run.
+
+    Losses, failures and recoveries, where the time went, checkpoints.
+    """
+    from elastictrain.cli.summary import summarise
+    from elastictrain.tracking.exact_json import dumps
+    from elastictrain.tracking.report import build_report
+
+    stored = find_run(storage, run)
+    driven = stored.driven(stored.status())
+    try:
+        told = build_report(stored.events(), now=time.time() if driven else None)
+    except ValueError as error:
+        raise DataError(f"run {run} in {stored.storage.uri} has nothing to report yet: {error}") from None
+    if html is not None:
+        from elastictrain.tracking.html import render_html
+
+        try:
+            html.write_text(render_html(told), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"can't write --html {html}: {error.strerror}. Name a file in a writable folder."
+            ) from None
+    if as_json:
+        typer.echo(dumps(told, indent=2))
+    elif html is not None:
+        typer.echo(f"report written to {html}")
+    else:
+        typer.echo(summarise(told))

@@ -1,0 +1,104 @@
+"""A run in a screen of words, from its report: what `train` prints at the end and `report` by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from elastictrain.sentences import percent
+from elastictrain.tracking.wording import count_text, seconds_text
+
+if TYPE_CHECKING:
+    from elastictrain.trainer import Result
+
+Report = dict[str, Any]
+
+SAMPLE_RULE = "-" * 12
+
+
+def summary(result: Result) -> str:
+    """The report in words, and where to find more."""
+    places = [("report", str(result.report))]
+    if result.checkpoint:
+        places.append(("checkpoint", result.checkpoint))
+    places.append(("MLflow", f"mlflow ui --backend-store-uri {result.mlflow_uri}"))
+    return f"{summarise(result.report_data)}\n\n{_columns(places)}"
+
+
+def summarise(report: Report) -> str:
+    """The report in words."""
+    return "\n\n".join(filter(None, [_columns(_figures(report)), _failures(report), _sample(report)]))
+
+
+def _figures(report: Report) -> Iterator[tuple[str, str]]:
+    steps, goal = report["steps"], report["config"]["train"]["steps"]
+    yield f"run {report['run']}", report["status"] + (f": {cause['message']}" if (cause := _end(report)) else "")
+    yield "steps", f"{steps:,} of {goal:,}, {report['samples']:,} samples, each used once"
+    if report["loss"]:
+        yield "final loss", f"{float(report['loss'][-1][1]):.4f}"
+    if report["evaluation"]:
+        yield "validation", _beside_gzip(report["evaluation"])
+    yield "throughput", f"{report['throughput']['tokens_per_s']:,.0f} tokens/s"
+    yield "failures", _survived(report)
+    yield "goodput", f"{percent(report['goodput']['ratio'])} of {seconds_text(report['wall_s'])}: {_ledger(report)}"
+    kept = [c for c in report["checkpoints"] if not c["removed"]]
+    newest = f", newest of step {kept[-1]['step']:,}" if kept else ""
+    yield "checkpoints", f"{len(report['checkpoints'])} written, {len(kept)} kept{newest}"
+    for warning in report["warnings"]:
+        yield "warning", f"{warning['topic']}: {warning['message']}"
+    for refused in report["rejected_checkpoints"]:
+        yield "refused", f"checkpoint of step {refused['step']:,}: {refused['problem']}"
+
+
+def _end(report: Report) -> dict[str, Any] | None:
+    cause: dict[str, Any] | None = report["attempts"][-1]["cause"]
+    return cause
+
+
+def _beside_gzip(evaluation: dict[str, Any]) -> str:
+    model, gzip = evaluation["bits_per_byte"], evaluation["gzip_bits_per_byte"]
+    shares = f"{abs(1 - model / gzip):.0%}"
+    verdict = f"{shares} fewer than" if model < gzip else f"{shares} more than" if model > gzip else "as many as"
+    return f"{model:.3f} bits per byte, {verdict} gzip -9 needs for the same text ({gzip:.3f})"
+
+
+def _survived(report: Report) -> str:
+    failures = report["failures"]
+    recovered = [f["recovered_s"] for f in failures if f["recovered_s"] is not None]
+    lost = f"{count_text(report['lost_steps'], 'step')} lost"
+    if not failures:
+        return f"none, {lost}" if report["lost_steps"] else "none"
+    times = f", recovered in {', '.join(map(seconds_text, recovered))}" if recovered else ""
+    return f"{len(failures)}, {len(recovered)} survived, {lost}{times}"
+
+
+def _ledger(report: Report) -> str:
+    buckets = {k: v for k, v in report["goodput"].items() if k not in ("wall_s", "ratio") and v >= 0.005}
+    largest = sorted(buckets.items(), key=lambda bucket: -bucket[1])
+    return ", ".join(f"{name.replace('_', ' ')} {seconds_text(value)}" for name, value in largest)
+
+
+def _failures(report: Report) -> str:
+    lines = []
+    for failure in report["failures"]:
+        ranks = ", ".join(map(str, failure["ranks"]))
+        line = f"step {failure['step']}  rank {ranks} on node {failure['node']}: {failure['cause']['message']}"
+        line += f"; detected in {seconds_text(failure['detected_s'])}"
+        if failure["recovered_s"] is not None:
+            line += f", recovered in {seconds_text(failure['recovered_s'])} from {failure['source']}"
+            line += f", {count_text(failure['lost_steps'], 'step')} lost, {failure['continuation']}"
+        lines.append(line)
+        if failure["recovered_s"] is None and failure["cause"]["traceback"]:
+            lines.append(failure["cause"]["traceback"].rstrip())
+    return "\n".join(lines)
+
+
+def _sample(report: Report) -> str:
+    sample = report["evaluation"] and report["evaluation"]["sample"]
+    return f"{SAMPLE_RULE} the model writes {SAMPLE_RULE}\n{sample}\n{SAMPLE_RULE * 3}" if sample else ""
+
+
+def _columns(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> str:
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

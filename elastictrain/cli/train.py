@@ -1,0 +1,50 @@
+"""`elastictrain train`: load the config, train, tell how it went."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elastictrain.cli.outcome import INTERRUPTED
+
+if TYPE_CHECKING:
+    from elastictrain.config import TrainConfig
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the run.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, such as train.steps=50.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
+) -> None:
+    """Train a run, or continue it."""
+    from elastictrain.config import TrainConfig
+
+    resolved = TrainConfig.load(config, overrides or [])
+    if dry_run:
+        typer.echo(resolved.to_yaml(), nl=False)
+        return
+    raise typer.Exit(run_training(resolved))
+
+
+def run_training(config: TrainConfig) -> int:
+    """Train to the end with progress on stdout, print the summary, return the exit status.
+
+    Raises what ElasticTrainer.fit raises.
+    """
+    from elastictrain.cli.summary import summary
+    from elastictrain.progress import progress_on
+    from elastictrain.trainer import ElasticTrainer
+
+    with closing(progress_on(sys.stdout)) as progress:
+        result = ElasticTrainer(config, progress=progress).fit()
+    typer.echo(summary(result))
+    return 0 if result.status == "complete" else INTERRUPTED

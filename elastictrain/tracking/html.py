@@ -1,0 +1,259 @@
+"""The report as one HTML file that needs nothing else: no scripts, no network, light and dark, readable on a phone.
+
+`report.html` holds the style; this module fills it from the report's dict (pure but for reading that file). Everything
+that came from a run is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from elastictrain.tracking.chart import loss_chart
+from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text
+
+Report = dict[str, Any]
+
+LEDGER = {
+    "compute": "steps that count",
+    "data_wait": "waiting for batches",
+    "snapshot_stall": "waiting for copies in memory",
+    "checkpoint_stall": "waiting for durable checkpoints",
+    "lost": "steps that had to be done again",
+    "detection": "a fault, not yet noticed",
+    "recovery": "noticed, until the next step began",
+    "startup": "until the first step of an attempt",
+    "evaluation": "held-out text",
+    "shutdown": "ending",
+    "down": "nobody ran the run",
+    "idle": "between steps, and all else",
+}
+"""Bucket to meaning, in the order of the bar."""
+
+
+def render_html(report: Report) -> str:
+    """The whole file."""
+    body = "\n".join(
+        [
+            _head(report),
+            _tiles(report),
+            _ending(report),
+            _curve(report),
+            _ledger(report),
+            _failures(report),
+            _generations(report),
+            _checkpoints(report),
+            _troubles(report),
+            _sample(report),
+            _details(report),
+        ]
+    )
+    template = files("elastictrain.tracking").joinpath("report.html").read_text(encoding="utf-8")
+    return Template(template).substitute(title=escape(f"{report['run']}: {report['status']}"), body=body)
+
+
+def _head(report: Report) -> str:
+    status = escape(report["status"])
+    started = datetime.fromtimestamp(report["started_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    attempts = count_text(len(report["attempts"]), "attempt")
+    return (
+        f'<header><h1>{escape(report["run"])}</h1><span class="pill {status}">{status}</span>'
+        f"<p>Started {started}, {seconds_text(report['wall_s'])} in {attempts}.</p></header>"
+    )
+
+
+def _tiles(report: Report) -> str:
+    evaluation, throughput = report["evaluation"], report["throughput"]
+    tiles = [(f"{report['steps']:,}", "steps", f"{report['samples']:,} samples")]
+    if evaluation:
+        beside = f"gzip -9: {evaluation['gzip_bits_per_byte']:.3f}"
+        tiles.append((f"{evaluation['bits_per_byte']:.3f}", "validation bits per byte", beside))
+    elif report["loss"]:
+        tiles.append((f"{report['loss'][-1][1]:.4f}", "loss", "of the last step"))
+    tiles += [
+        (f"{report['lost_steps']:,}", "lost steps", f"done again after {_failure_count(report)}"),
+        (seconds_text(report["median_recovery_s"]), "median recovery", "fault to first new step done"),
+        (f"{report['goodput']['ratio']:.1%}", "goodput", "of the wall time"),
+        (f"{throughput['tokens_per_s']:,.0f}", "tokens/s", f"{throughput['steps_per_s']:.2f} steps/s in compute"),
+    ]
+    return '<section class="tiles">' + "".join(map(_tile, tiles)) + "</section>"
+
+
+def _tile(tile: tuple[str, str, str]) -> str:
+    value, name, note = map(escape, tile)
+    return f'<div class="tile"><b>{value}</b><span>{name}</span><small>{note}</small></div>'
+
+
+def _failure_count(report: Report) -> str:
+    return count_text(len(report["failures"]), "failure")
+
+
+def _ending(report: Report) -> str:
+    """Why the last attempt failed, traceback and all, where everyone looks first."""
+    cause = report["attempts"][-1]["cause"]
+    if not cause:
+        return ""
+    trace = f"<pre>{escape(cause['traceback'])}</pre>" if cause["traceback"] else ""
+    return f'<section class="card problem"><h2>{escape(cause["message"])}</h2>{trace}</section>'
+
+
+def _curve(report: Report) -> str:
+    if not report["loss"]:
+        return _card("Loss", "<p class='quiet'>No step has been committed yet.</p>")
+    lines = (
+        ("curve-key", "loss of each step"),
+        ("failure-key", "failure"),
+        ("generation-key", "new generation"),
+        ("checkpoint-key", "durable checkpoint"),
+    )
+    legend = "".join(f'<span><i class="{line}"></i>{name}</span>' for line, name in lines)
+    wide, narrow = loss_chart(report, 1040, 430), loss_chart(report, 380, 340)
+    return _card(
+        "Loss, and what happened on the way",
+        f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div><p class="legend">{legend}</p>',
+    )
+
+
+def _ledger(report: Report) -> str:
+    ledger = report["goodput"]
+    wall_s = ledger["wall_s"] or 1.0
+    used = [(bucket, ledger[bucket], meaning) for bucket, meaning in LEDGER.items() if ledger[bucket] > 0]
+    bar = "".join(
+        f'<div style="flex:{s / wall_s:.6f} 0 0;background:var(--{b})" title="{_bucket(b)}: {seconds_text(s)}"></div>'
+        for b, s, _ in used
+    )
+    rows = [
+        (
+            f'<span class="bucket"><i style="background:var(--{bucket})"></i>{_bucket(bucket)}</span>',
+            f'<span class="meaning">{meaning}</span>',
+            seconds_text(seconds),
+            f"{seconds / wall_s:.1%}",
+        )
+        for bucket, seconds, meaning in used
+    ]
+    rows.append(("<b>wall time</b>", "", f"<b>{seconds_text(ledger['wall_s'])}</b>", "<b>100%</b>"))
+    table = _table(("bucket", "", ">time", ">share"), rows)
+    return _card(f"Where the time went: {ledger['ratio']:.1%} goodput", f'<div class="bar">{bar}</div>{table}')
+
+
+def _bucket(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _failures(report: Report) -> str:
+    if not report["failures"]:
+        return _card("Failures", '<p class="quiet">None.</p>')
+    rows = []
+    for failure in report["failures"]:
+        cause = failure["cause"]
+        what = f"<b>{escape(cause['message'])}</b>" + (
+            ' <span class="quiet">injected</span>' if failure["injected"] else ""
+        )
+        what += f'<br><span class="quiet">{escape(failure["kind"].replace("_", " "))}</span>'
+        if cause["traceback"]:
+            what += f"<details><summary>traceback</summary><pre>{escape(cause['traceback'])}</pre></details>"
+        ranks = ", ".join(map(str, failure["ranks"]))
+        where = f"rank {ranks}<br><span class='quiet'>pid {failure['pid']} on {escape(failure['node'])}</span>"
+        rows.append(
+            (
+                seconds_text(failure["at_s"]),
+                f"{failure['step']:,}",
+                what,
+                where,
+                seconds_text(failure["detected_s"]),
+                seconds_text(failure["recovered_s"]),
+                "–" if failure["lost_steps"] is None else str(failure["lost_steps"]),
+                escape(f"{failure['continuation']} from {failure['source']}") if failure["source"] else "not recovered",
+            )
+        )
+    head = (">at", ">step", "cause", "where", ">detected", ">recovered", ">lost steps", "continued")
+    return _card("Failures", _table(head, rows))
+
+
+def _generations(report: Report) -> str:
+    rows = [
+        (
+            str(g["index"]),
+            str(g["attempt"]),
+            seconds_text(g["at_s"]),
+            f"{g['first_step']:,}",
+            escape(layout_text(g)),
+            escape(g["cause"]),
+            escape(f"{g['source']}, {g['continuation']}"),
+            escape(", ".join(f"{name} {seconds_text(s)}" for name, s in g["phases_s"].items())),
+        )
+        for g in report["generations"]
+    ]
+    head = ("#", "attempt", ">at", ">from step", "layout", "cause", "state from", "phases")
+    return _card("Generations", _table(head, rows))
+
+
+def _checkpoints(report: Report) -> str:
+    rows = [
+        (
+            f"{c['step']:,}",
+            f"<code>{escape(c['uri'])}</code>" + (' <span class="quiet">removed</span>' if c["removed"] else ""),
+            bytes_text(c["bytes"]),
+            f'<code title="{escape(c["sha256"])}">{escape(c["sha256"][:12])}</code>',
+            seconds_text(c["seconds"]),
+            seconds_text(c["stall_s"]),
+        )
+        for c in report["checkpoints"]
+    ]
+    if not rows:
+        return _card("Durable checkpoints", '<p class="quiet">None yet.</p>')
+    return _card("Durable checkpoints", _table((">step", "uri", ">size", "sha256", ">written in", ">stall"), rows))
+
+
+def _troubles(report: Report) -> str:
+    """Warnings and rejected checkpoints; no card where there are none."""
+    rows = [(seconds_text(w["at_s"]), escape(w["topic"]), escape(w["message"])) for w in report["warnings"]]
+    for rejected in report["rejected_checkpoints"]:
+        text = f"{escape(rejected['problem'])}<br><code>{escape(rejected['uri'])}</code>"
+        rows.append((seconds_text(rejected["at_s"]), "checkpoint not loaded", text))
+    return _card("Warnings", _table((">at", "about", "what"), rows)) if rows else ""
+
+
+def _sample(report: Report) -> str:
+    evaluation = report["evaluation"]
+    if not evaluation or not evaluation["sample"]:
+        return ""
+    return _card("Text that the model wrote", f"<pre>{escape(evaluation['sample'])}</pre>")
+
+
+def _details(report: Report) -> str:
+    config = [(f"<code>{escape(k)}</code>", f"<code>{escape(str(v))}</code>") for k, v in _flat(report["config"])]
+    environment = [(escape(k), f"<code>{escape(v)}</code>") for k, v in report["environment"].items()]
+    digest = escape(report["sample_digest"])
+    return (
+        f'<details class="card"><summary>Config</summary>{_table(("field", "value"), config)}</details>'
+        f'<details class="card"><summary>Environment</summary>{_table(("", ""), environment)}</details>'
+        f"<footer>Digest of all samples in the order of their steps: <code>{digest}</code></footer>"
+    )
+
+
+def _flat(data: Report, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _card(title: str, content: str) -> str:
+    return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; a column whose head begins with > holds numbers."""
+    numeric = [name.startswith(">") for name in head]
+    heads = "".join(f"<th{' class=number' * n}>{escape(name.lstrip('>'))}</th>" for name, n in zip(head, numeric))
+    body = "".join(
+        "<tr>" + "".join(f"<td{' class=number' * n}>{cell}</td>" for cell, n in zip(row, numeric)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table{" class=many" * (len(head) > 4)}><tr>{heads}</tr>{body}</table></div>'

@@ -1,0 +1,157 @@
+"""The journal: all truth about a run, as JSON lines that are only ever appended.
+
+Each attempt at a run writes one file, `<run folder>/journal/attempt-0001.jsonl`, one event a line; the attempt's
+supervisor is its only writer. A line is handed to the operating system at once (some 20 us), so a killed process loses
+none; what a full disk refuses waits in memory for the next append. Readers skip a last line that has no newline: its
+writer was cut off, or is still at it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from elastictrain.errors import DataError, InfrastructureError, RunConflictError
+from elastictrain.events import Event, decode, encode
+from elastictrain.tracking.exact_json import NON_FINITE, dumps
+
+_FILE = re.compile(r"attempt-(\d{4,})\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a reader has come: bytes of an attempt's file."""
+
+    attempt: int = 0
+    offset: int = 0
+
+
+class Journal:
+    """The writer of one attempt's file. Not thread-safe: one loop writes."""
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        """Create the file in the run's folder; raises RunConflictError when the attempt has been journalled before."""
+        self.path = folder / "journal" / f"attempt-{attempt:04d}.jsonl"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise RunConflictError(
+                f"attempt {attempt} has a journal already, {self.path}: another process is running this run, or "
+                f"began to. Wait for it to end, or take another run.name."
+            ) from None
+        except OSError as error:
+            raise InfrastructureError(
+                f"can't write the journal {self.path}: {error.strerror}. Free space there, or set run.storage to a "
+                f"folder that is writable."
+            ) from error
+        self._pending = b""
+        self._mirrored = -1
+        self.problem = ""
+        """Why the newest lines are in memory only; empty when all are written."""
+
+    def append(self, event: Event) -> None:
+        """Write the event, and whatever an earlier append could not; never raises for a disk that is full or gone."""
+        self._pending += dumps(encode(event)).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> bool:
+        """Try to write what waits in memory; whether nothing waits any more."""
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self._file, self._pending) :]
+        except OSError as error:
+            self.problem = f"can't write {self.path}: {error.strerror}; {len(self._pending)} bytes wait in memory"
+            return False
+        self.problem = ""
+        return True
+
+    def mirror(self, storage_write: Callable[[str, bytes], None]) -> None:
+        """Copy the journal to remote storage, under its path relative to the run's folder, if it has grown.
+
+        Object stores can't append, so each call sends the whole file: call it every few seconds, not every step.
+        What storage_write raises is passed on, and the next call tries again.
+        """
+        content = self.path.read_bytes() + self._pending
+        if len(content) != self._mirrored:
+            storage_write(f"journal/{self.path.name}", content)
+            self._mirrored = len(content)
+
+    def close(self) -> None:
+        """Write what waits, make it durable, and let go of the file."""
+        if self.flush():
+            os.fsync(self._file)
+        os.close(self._file)
+
+
+def journal_files(run_folder: Path) -> dict[int, Path]:
+    """The attempts' files by attempt, ascending; empty for a run that never began."""
+    found = {}
+    for path in (run_folder / "journal").glob("attempt-*.jsonl"):
+        if match := _FILE.fullmatch(path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def next_attempt(run_folder: Path) -> int:
+    """The number of the attempt that begins now: 1 for a new run."""
+    return max(journal_files(run_folder), default=0) + 1
+
+
+def read_journal(run_folder: Path) -> list[Event]:
+    """All events of all attempts, in order. About 20 us an event."""
+    return tail(run_folder, Position())[0]
+
+
+def tail(run_folder: Path, position: Position, limit_bytes: int = 1 << 62) -> tuple[list[Event], Position]:
+    """The whole events after this position, up to about limit_bytes of them, and the position after those.
+
+    No event and an unchanged position mean that there is nothing new yet.
+    """
+    events: list[Event] = []
+    for attempt, path in journal_files(run_folder).items():
+        if attempt < position.attempt:
+            continue
+        offset = position.offset if attempt == position.attempt else 0
+        with path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                if limit_bytes <= 0:
+                    return events, Position(attempt, offset)
+                event = _event(line, path, offset)
+                if event is not None:
+                    events.append(event)
+                offset += len(line)
+                limit_bytes -= len(line)
+        position = Position(attempt, offset)
+    return events, position
+
+
+def _event(line: bytes, path: Path, offset: int) -> Event | None:
+    try:
+        event = decode(json.loads(line))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged at byte {offset}: {error}. Restore the file from a copy, or cut it off there to give "
+            f"up what follows."
+        ) from error
+    if event is not None and (b'"NaN"' in line or b'Infinity"' in line):
+        event = replace(event, **dict(_non_finite(event)))
+    return event
+
+
+def _non_finite(event: Event) -> Iterator[tuple[str, Any]]:
+    """The fields declared as floats that were spelled as strings."""
+    for field in fields(event):
+        value = getattr(event, field.name)
+        if field.type == "float" and value in NON_FINITE:
+            yield field.name, float(value)
+        elif field.type == "dict[str, float]":
+            yield field.name, {k: float(v) for k, v in value.items()}

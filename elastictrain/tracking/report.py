@@ -1,0 +1,257 @@
+"""The report of a run, folded from its events (pure): one JSON-able dict whose shape is versioned.
+
+docs/report.md documents every field with its unit; a test holds the two together. Floats are kept in full; losses may
+be NaN or infinite, so write the dict with `exact_json.dumps`. O(events); about a second for 100,000 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from elastictrain.events import (
+    Cause,
+    CheckpointFailed,
+    CheckpointRejected,
+    CheckpointRemoved,
+    CheckpointWritten,
+    DataReady,
+    Evaluated,
+    Event,
+    FailureDetected,
+    FaultInjected,
+    GenerationStarted,
+    Recovered,
+    RunStarted,
+    StepCommitted,
+    Warned,
+)
+from elastictrain.tracking.committed import committed_steps
+from elastictrain.tracking.ledger import Attempt, goodput, split_attempts
+from elastictrain.tracking.redact import redact, redact_all
+
+REPORT_VERSION = 1
+"""Grows when a field changes its meaning or goes away; new fields alone do not change it."""
+
+
+def build_report(events: Sequence[Event], now: float | None = None) -> dict[str, Any]:
+    """The report of these events, in journal order.
+
+    `now` is for a run that a process is still working on, and makes its status `running`; without it a run whose last
+    attempt has no end is `interrupted`. Raises ValueError when the events hold no start of a run.
+    """
+    attempts = split_attempts(events, now)
+    if not attempts:
+        raise ValueError("the events hold no RunStarted: there is no run to report")
+    run = [e for attempt in attempts for e in attempt.events]
+    begun_at = attempts[0].begun_at
+    latest = next(e for e in reversed(run) if isinstance(e, RunStarted))
+    ending = attempts[-1].ending
+    status = ending.status if ending else "interrupted" if now is None else "running"
+    steps = committed_steps(run).standing
+    failures = [f for attempt in attempts for f in _failures(attempt, begun_at)]
+    recoveries_s = [f["recovered_s"] for f in failures if f["recovered_s"] is not None]
+    ledger = goodput(run, now)
+    return {
+        "version": REPORT_VERSION,
+        "run": latest.run,
+        "status": status,
+        "steps": steps[-1].step if steps else 0,
+        "samples": sum(s.num_samples for s in steps),
+        "loss": [[s.step, s.loss] for s in steps],
+        "sample_digest": steps[-1].sample_chain if steps else "",
+        "generations": [g for attempt in attempts for g in _generations(attempt, begun_at)],
+        "failures": failures,
+        "lost_steps": _lost_steps(attempts),
+        "median_recovery_s": median(recoveries_s) if recoveries_s else None,
+        "goodput": {**ledger.seconds, "wall_s": ledger.wall_s, "ratio": ledger.ratio},
+        "checkpoints": _checkpoints(run, begun_at),
+        "throughput": _throughput(steps, ledger.seconds["compute"], ledger.wall_s),
+        "evaluation": _evaluation(run, begun_at),
+        "data": _data(run),
+        "warnings": _warnings(run, begun_at),
+        "faults_injected": [
+            {"index": e.index, "step": e.step, "rank": e.rank, "kind": e.kind, "at_s": e.at - begun_at}
+            for e in run
+            if isinstance(e, FaultInjected)
+        ],
+        "rejected_checkpoints": [
+            {"step": e.step, "uri": redact(e.uri), "problem": redact(e.problem), "at_s": e.at - begun_at}
+            for e in run
+            if isinstance(e, CheckpointRejected)
+        ],
+        "attempts": [_attempt(attempt, begun_at) for attempt in attempts],
+        "config": redact_all(latest.config),
+        "environment": redact_all(latest.environment),
+        "started_at": begun_at,
+        "wall_s": ledger.wall_s,
+    }
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {"kind": cause.kind, "message": redact(cause.message), "traceback": redact(cause.traceback)}
+
+
+def _attempt(attempt: Attempt, begun_at: float) -> dict[str, Any]:
+    start, ending = attempt.events[0], attempt.ending
+    assert isinstance(start, RunStarted)
+    return {
+        "attempt": start.attempt,
+        "status": ending.status if ending else None,
+        "started_s": start.at - begun_at,
+        "ended_s": attempt.ended_at - begun_at if ending else None,
+        "cause": _cause(ending.cause) if ending and ending.cause else None,
+    }
+
+
+def _generations(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
+    start = attempt.events[0]
+    assert isinstance(start, RunStarted)
+    return [
+        {
+            "index": e.index,
+            "attempt": start.attempt,
+            "world_size": e.world_size,
+            "layout": e.layout,
+            "first_step": e.first_step,
+            "cause": e.cause,
+            "source": e.source,
+            "continuation": e.continuation,
+            "at_s": e.at - begun_at,
+            "phases_s": e.phases_s,
+            "members": [{"rank": m.rank, "worker": m.worker, "pid": m.pid, "node": m.node} for m in e.members],
+        }
+        for e in attempt.events
+        if isinstance(e, GenerationStarted)
+    ]
+
+
+def _failures(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
+    """One entry a failure; a recovery closes every failure of an earlier generation that is still open."""
+    found: list[tuple[FailureDetected, dict[str, Any]]] = []
+    planned: list[FaultInjected] = []
+    for event in attempt.events:
+        if isinstance(event, FaultInjected):
+            planned.append(event)
+        elif isinstance(event, FailureDetected):
+            fault = next((p for p in planned if p.step == event.step and p.rank in event.ranks), None)
+            if fault:
+                planned.remove(fault)
+            found.append((event, _failure(event, begun_at, injected=fault is not None)))
+        elif isinstance(event, Recovered):
+            for failure, entry in found:
+                if failure.generation < event.generation and entry["recovered_s"] is None:
+                    entry["recovered_s"] = event.at - failure.at
+                    entry["lost_steps"] = event.lost_steps
+                    entry["source"] = event.source
+                    entry["continuation"] = event.continuation
+    return [entry for _, entry in found]
+
+
+def _failure(event: FailureDetected, begun_at: float, injected: bool) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "cause": _cause(event.cause),
+        "injected": injected,
+        "generation": event.generation,
+        "ranks": list(event.ranks),
+        "node": event.node,
+        "pid": event.pid,
+        "step": event.step,
+        "at_s": event.at - begun_at,
+        "detected_s": event.detected_at - event.at,
+        "recovered_s": None,
+        "lost_steps": None,
+        "source": None,
+        "continuation": None,
+    }
+
+
+def _lost_steps(attempts: Sequence[Attempt]) -> int:
+    """Steps done again: each recovery's own count, and the committed ones that a resume went back behind."""
+    lost = 0
+    last_step = 0
+    for attempt in attempts:
+        resuming = True
+        for event in attempt.events:
+            if isinstance(event, GenerationStarted):
+                lost += max(last_step - event.first_step + 1, 0) if resuming else 0
+                last_step, resuming = event.first_step - 1, False
+            elif isinstance(event, StepCommitted):
+                last_step = event.step
+            elif isinstance(event, Recovered):
+                lost += event.lost_steps
+    return lost
+
+
+def _checkpoints(events: Sequence[Event], begun_at: float) -> list[dict[str, Any]]:
+    written: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, CheckpointWritten):
+            written.pop(event.uri, None)
+            written[event.uri] = {
+                "step": event.step,
+                "uri": redact(event.uri),
+                "bytes": event.num_bytes,
+                "sha256": event.sha256,
+                "stall_s": event.stall_s,
+                "seconds": event.seconds,
+                "samples": event.samples,
+                "loss": event.loss,
+                "at_s": event.at - begun_at,
+                "removed": False,
+            }
+        elif isinstance(event, CheckpointRemoved) and event.uri in written:
+            written[event.uri]["removed"] = True
+    return list(written.values())
+
+
+def _throughput(steps: Sequence[StepCommitted], compute_s: float, wall_s: float) -> dict[str, float]:
+    tokens, samples = sum(s.num_tokens for s in steps), sum(s.num_samples for s in steps)
+    return {
+        "tokens_per_s": tokens / compute_s if compute_s else 0.0,
+        "samples_per_s": samples / compute_s if compute_s else 0.0,
+        "steps_per_s": len(steps) / compute_s if compute_s else 0.0,
+        "tokens_per_s_wall": tokens / wall_s if wall_s else 0.0,
+    }
+
+
+def _evaluation(events: Sequence[Event], begun_at: float) -> dict[str, Any] | None:
+    event = next((e for e in reversed(events) if isinstance(e, Evaluated)), None)
+    if event is None:
+        return None
+    return {
+        "step": event.step,
+        "loss": event.loss,
+        "bits_per_byte": event.bits_per_byte,
+        "gzip_bits_per_byte": event.gzip_bits_per_byte,
+        "bytes": event.num_bytes,
+        "sample": event.sample,
+        "at_s": event.at - begun_at,
+    }
+
+
+def _data(events: Sequence[Event]) -> dict[str, Any] | None:
+    event = next((e for e in reversed(events) if isinstance(e, DataReady)), None)
+    if event is None:
+        return None
+    return {
+        "uri": redact(event.uri),
+        "sha256": event.sha256,
+        "num_samples": event.num_samples,
+        "num_validation_samples": event.num_validation_samples,
+        "seconds": event.seconds,
+        "reused": event.reused,
+    }
+
+
+def _warnings(events: Sequence[Event], begun_at: float) -> list[dict[str, Any]]:
+    """What was warned of, checkpoints that could not be written among it."""
+    warnings = []
+    for event in events:
+        if isinstance(event, Warned):
+            warnings.append((event.topic, event.message, event.at))
+        elif isinstance(event, CheckpointFailed):
+            warnings.append(("checkpoint", f"step {event.step}: {event.problem}", event.at))
+    return [{"topic": topic, "message": redact(message), "at_s": at - begun_at} for topic, message, at in warnings]

@@ -1,0 +1,86 @@
+"""Where data lies on the paper (pure): scales, round ticks, fewer points, labels that do not cover each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+MAX_POINTS = 2000
+STRIP_HEIGHT = 44
+ROW_HEIGHT = 20
+MAX_ROWS = 3
+TEXT_WIDTH = 7.0
+"""Of one character at 12 px, for keeping labels apart."""
+
+Point = tuple[float, float]
+
+
+class Frame:
+    """Where data lies on the paper."""
+
+    def __init__(self, report: dict[str, Any], width: int, height: int, rows: int) -> None:
+        self.left, self.right = 48.0, width - 18.0
+        self.top = 14.0 + rows * ROW_HEIGHT
+        self.bottom = height - STRIP_HEIGHT - 52.0
+        self.strip_top, self.strip_bottom = self.bottom + 18.0, self.bottom + 18.0 + STRIP_HEIGHT
+        self.last_step: int = max(report["steps"], 2)
+        finite = [value for _, value in report["loss"] if math.isfinite(value)]
+        low, high = (float(min(finite)), float(max(finite))) if finite else (0.0, 1.0)
+        margin = (high - low) * 0.06 or max(abs(high) * 0.05, 0.5)
+        self.low, self.high = low - margin, high + margin
+
+    def x(self, step: float) -> float:
+        """Of a step, from 1 to the last."""
+        share = (min(max(step, 1), self.last_step) - 1) / (self.last_step - 1)
+        return self.left + share * (self.right - self.left)
+
+    def y(self, loss: float) -> float:
+        """Of a loss."""
+        return self.bottom - (loss - self.low) / (self.high - self.low) * (self.bottom - self.top)
+
+
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points that keep the first, the last, and each bucket's lowest and highest."""
+    if len(points) <= limit:
+        return list(points)
+    kept = [points[0]]
+    buckets = (limit - 2) // 2
+    inner = points[1:-1]
+    for b in range(buckets):
+        bucket = inner[b * len(inner) // buckets : (b + 1) * len(inner) // buckets]
+        ends = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
+        kept += sorted(ends)
+    return [*kept, points[-1]]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def label_box(x: float, label: str, left: float, right: float) -> tuple[float, float]:
+    width = len(label) * TEXT_WIDTH + 14
+    return min(max(x - width / 2, left), max(right - width, left)), width
+
+
+def label_rows(labels: Sequence[tuple[float, str]], left: float, right: float) -> list[int | None]:
+    """A row for each label so that none covers another; None for all when they are too many for `MAX_ROWS`."""
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(MAX_ROWS)]
+    rows: list[int | None] = []
+    for x, label in labels:
+        start, width = label_box(x, label, left, right)
+        row = next(
+            (r for r, boxes in enumerate(taken) if all(start > b + 4 or start + width < a - 4 for a, b in boxes)), None
+        )
+        if row is None:
+            return [None] * len(labels)
+        taken[row].append((start, start + width))
+        rows.append(row)
+    return rows

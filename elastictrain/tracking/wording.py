@@ -1,0 +1,40 @@
+"""Numbers in words that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration in the unit that fits: '12 ms', '0.45 s', '3 min 20 s', '2 h 5 min'; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def layout_text(generation: dict[str, Any]) -> str:
+    """A generation's layout in words: '2 workers, dp 2, zero_stage 1, ...'."""
+    return ", ".join(
+        [count_text(generation["world_size"], "worker"), *(f"{k} {v}" for k, v in generation["layout"].items())]
+    )
+
+
+def bytes_text(num_bytes: float) -> str:
+    """A size in the unit that fits: '12.0 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def count_text(number: int, noun: str) -> str:
+    """'1 step', '2,000 steps'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

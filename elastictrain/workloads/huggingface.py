@@ -22,7 +22,7 @@ from elastictrain.errors import ConfigError
 from elastictrain.workloads.causal import CausalLanguageModel
 
 try:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 except ImportError as error:
     raise ConfigError(
@@ -67,9 +67,15 @@ class HuggingFaceModel(CausalLanguageModel):
 
     def _read_config(self) -> Any:
         try:
-            return AutoConfig.from_pretrained(self.folder, **_SAFE)
+            found = AutoConfig.from_pretrained(self.folder, **_SAFE)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"model.path {self.folder}: transformers can't use its config.json: {error}") from None
+        if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ConfigError(
+                f"model.path {self.folder} holds a {found.model_type}, which transformers can't build as a causal "
+                "language model; use a decoder such as llama, qwen3 or gpt2"
+            )
+        return found
 
     def _check_sizes(self) -> None:
         text = self.model_config.get_text_config()
@@ -86,12 +92,9 @@ class HuggingFaceModel(CausalLanguageModel):
             )
 
     def _draw(self) -> Any:
-        try:
-            return AutoModelForCausalLM.from_config(
-                self.model_config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
-            )
-        except ValueError as error:
-            raise ConfigError(f"model.path {self.folder} describes no causal language model: {error}") from None
+        return AutoModelForCausalLM.from_config(
+            self.model_config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+        )
 
     def _load(self) -> Any:
         transformers_logging.disable_progress_bar()  # a worker's log is no terminal

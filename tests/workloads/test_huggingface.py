@@ -1,0 +1,170 @@
+"""Models of `transformers` behind the same calls, from a local folder, with the network cut."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
+from elastictrain.workloads import build_workload
+from elastictrain.workloads.base import Workload
+
+transformers = pytest.importorskip("transformers")
+
+VOCAB = 260
+SEQ_LEN = 32
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"the network was touched: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+    ).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def workload(folder: Path, vocab_size: int = VOCAB, seq_len: int = SEQ_LEN, recompute: bool = False) -> Workload:
+    config = {
+        "model": {"kind": "huggingface", "path": str(folder)},
+        "data": {"seq_len": seq_len},
+        "train": {"activation_checkpointing": recompute},
+    }
+    return build_workload(TrainConfig.from_dict(config), vocab_size)
+
+
+def batch() -> dict[str, Tensor]:
+    text = (Path(__file__).read_bytes())[: 8 * (SEQ_LEN + 1)]
+    return {"tokens": torch.tensor(list(text)).view(8, SEQ_LEN + 1)}
+
+
+def test_a_llama_trains_through_the_same_calls(llama: Path) -> None:
+    model = workload(llama)
+    module = model.build(0)
+    assert module.training
+    assert model.loss(module, batch()).item() == pytest.approx(math.log(300), abs=0.2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model.loss(module, batch()).backward()
+        optimizer.step()
+    nll, count = model.evaluate(module, batch())
+    assert count == model.num_tokens(batch()) == 8 * SEQ_LEN
+    assert nll / count < math.log(300) / 2
+    sample = model.generate(module, [100, 101], 20, seed=1)
+    assert sample == model.generate(module, [100, 101], 20, seed=1)
+    assert all(0 <= token < VOCAB for token in sample)
+    assert not any(model.decays(name, p) for name, p in module.named_parameters() if "norm" in name)
+
+
+def test_new_weights_come_from_the_seed_alone(llama: Path) -> None:
+    model = workload(llama)
+    before = torch.get_rng_state()
+    first = model.build(3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    second, other = model.build(3).state_dict(), model.build(4).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+def test_weights_in_the_folder_are_the_start(llama: Path) -> None:
+    source = workload(llama).build(7)
+    source.save_pretrained(llama)
+    module = workload(llama).build(0)
+    assert module.training
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), module.parameters(), strict=True))
+
+
+def test_recomputing_activations_gives_the_same_gradients_bit_for_bit(llama: Path) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = workload(llama, recompute=recompute)
+        module = model.build(0)
+        torch.manual_seed(5)
+        model.loss(module, batch()).backward()
+        gradients.append([p.grad for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_rotary_frequencies_stay_exact_in_bf16(llama: Path) -> None:
+    model = workload(llama)
+    module = model.build(0)
+    exact = module.get_buffer("model.rotary_emb.inv_freq").clone()
+    assert model.loss(module.bfloat16(), batch()).dtype == torch.float32
+    assert torch.equal(module.get_buffer("model.rotary_emb.inv_freq"), exact)
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size 300 .*tokenizer's 2048"):
+        workload(llama, vocab_size=2048)
+
+
+def test_samples_longer_than_the_model_takes_are_refused(llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seq_len 128 exceeds the max_position_embeddings 64"):
+        workload(llama, seq_len=128)
+
+
+def test_pickled_weights_are_refused(llama: Path) -> None:
+    (llama / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ConfigError, match="pickle"):
+        workload(llama)
+
+
+def test_damaged_weights_are_refused(llama: Path) -> None:
+    (llama / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ConfigError, match="can't load its weights"):
+        workload(llama).build(0)
+
+
+def test_code_in_the_folder_does_not_run(llama: Path) -> None:
+    settings = json.loads((llama / "config.json").read_text())
+    settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (llama / "config.json").write_text(json.dumps(settings))
+    (llama / "mine.py").write_text(f"open({str(llama / 'ran')!r}, 'w')")
+    with pytest.raises(ConfigError, match=r"can't use its config\.json"):
+        workload(llama)
+    assert not (llama / "ran").exists()
+
+
+def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    transformers.T5Config(vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="a t5"):
+        workload(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["meta-llama/Llama-3.2-1B", "nowhere"])
+def test_a_path_that_is_no_model_folder_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        workload(Path(path))
+
+
+def test_without_the_package_the_error_says_what_to_install(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "elastictrain.workloads.huggingface", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install elastictrain\[hf\]"):
+        workload(llama)

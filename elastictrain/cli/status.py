@@ -13,7 +13,7 @@ from elastictrain.cli.runs import find_run, newest_run
 
 def status(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name of the run; without it, the newest.", show_default=False)
+        str | None, typer.Argument(metavar="RUN", help="Name of the run; without it, the newest.", show_default=False)
     ] = None,
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -81,6 +81,11 @@ def test_a_llama_trains_through_the_same_calls(llama: Path) -> None:
     assert not any(model.decays(name, p) for name, p in module.named_parameters() if "norm" in name)
 
 
+def test_sampling_keeps_to_the_tokenizers_ids(llama: Path) -> None:
+    model = workload(llama, vocab_size=3)
+    assert set(model.generate(model.build(0), [0], 50, seed=1)) == {0, 1, 2}
+
+
 def test_new_weights_come_from_the_seed_alone(llama: Path) -> None:
     model = workload(llama)
     before = torch.get_rng_state()

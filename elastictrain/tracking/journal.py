@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from elastictrain.tracking.exact_json import NON_FINITE, dumps
 _FILE = re.compile(r"attempt-(\d{4,})\.jsonl")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """How far a reader has come: bytes of an attempt's file."""
+    """How far a reader has come: bytes of an attempt's file. Later positions are greater."""
 
     attempt: int = 0
     offset: int = 0
@@ -105,15 +106,20 @@ def next_attempt(run_folder: Path) -> int:
 
 def read_journal(run_folder: Path) -> list[Event]:
     """All events of all attempts, in order. About 20 us an event."""
-    return tail(run_folder, Position())[0]
+    return [event for event, _ in follow(run_folder, Position())]
 
 
-def tail(run_folder: Path, position: Position, limit_bytes: int = 1 << 62) -> tuple[list[Event], Position]:
-    """The whole events after this position, up to about limit_bytes of them, and the position after those.
+def tail(run_folder: Path, position: Position, limit: int | None = None) -> tuple[list[Event], Position]:
+    """The events after this position, at most `limit` of them, and the position after those."""
+    events = []
+    for event, after in islice(follow(run_folder, position), limit):
+        events.append(event)
+        position = after
+    return events, position
 
-    No event and an unchanged position mean that there is nothing new yet.
-    """
-    events: list[Event] = []
+
+def follow(run_folder: Path, position: Position) -> Iterator[tuple[Event, Position]]:
+    """Each whole event after this position that is there now, with the position after it."""
     for attempt, path in journal_files(run_folder).items():
         if attempt < position.attempt:
             continue
@@ -123,15 +129,10 @@ def tail(run_folder: Path, position: Position, limit_bytes: int = 1 << 62) -> tu
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                if limit_bytes <= 0:
-                    return events, Position(attempt, offset)
                 event = _event(line, path, offset)
-                if event is not None:
-                    events.append(event)
                 offset += len(line)
-                limit_bytes -= len(line)
-        position = Position(attempt, offset)
-    return events, position
+                if event is not None:
+                    yield event, Position(attempt, offset)
 
 
 def _event(line: bytes, path: Path, offset: int) -> Event | None:

@@ -1,0 +1,149 @@
+"""Delivery of a journal to MLflow, off the training path: what the store missed is delivered later.
+
+The position in the journal is kept in `<run folder>/mlflow.json`, replaced atomically after each delivered batch. A
+process killed between a batch and its position delivers that batch again, which changes nothing. A process that begins
+reads what was delivered before, some 20 us an event, and writes only what was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastictrain.errors import DataError
+from elastictrain.events import Event, RunStarted, StepCommitted, encode
+from elastictrain.tracking.exact_json import dumps
+from elastictrain.tracking.html import render_html
+from elastictrain.tracking.journal import Position, follow, tail
+from elastictrain.tracking.lineage import Batch, Lineage
+from elastictrain.tracking.mlflow_record import CheckpointRecord, MlflowRecord, TrackingUnavailableError
+from elastictrain.tracking.redact import redact_all
+from elastictrain.tracking.report import build_report
+
+EVENTS_PER_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far a delivery came."""
+
+    done: bool
+    """Everything that is in the journal is in the store."""
+    problem: str = ""
+    """Why the store could not take it; empty when only the time ran out."""
+
+
+class Deliverer:
+    """Delivers one run's journal. One thread uses it; nothing is imported or connected before the first call."""
+
+    def __init__(self, run_folder: Path, uri: str, experiment: str, run_name: str) -> None:
+        self._folder = run_folder
+        self._uri = uri
+        self._experiment = experiment
+        self._run_name = run_name
+        self._record: MlflowRecord | None = None
+        self._position = Position()
+        self._lineage = Lineage()
+        self._unwritten: tuple[Batch, Position] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Of the MLflow run; empty before the first delivery that reached the store."""
+        return self._record.run_id if self._record else ""
+
+    def deliver(self, timeout_s: float) -> Delivery:
+        """Deliver what is new, beginning no batch after timeout_s; never raises for a problem of the store.
+
+        A dead server costs about 2 s, a locked SQLite file 1 s, a batch of 500 steps 0.2 to 0.5 s.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            record = self._record or self._open()
+            while record is not None and self._next_batch():
+                if time.monotonic() > deadline:
+                    return Delivery(done=False)
+                self._write(record)
+        except (TrackingUnavailableError, DataError, OSError) as error:
+            self._record = None
+            return Delivery(done=False, problem=str(error))
+        return Delivery(done=True)
+
+    def checkpoints(self) -> list[CheckpointRecord]:
+        """What the MLflow run lists, newest step first; `deliver` first, so that it lists what the journal knows.
+
+        Raises TrackingUnavailableError when the store can't be asked.
+        """
+        record = self._record or self._open()
+        return record.checkpoints() if record else []
+
+    def _open(self) -> MlflowRecord | None:
+        """Connect, and find the run; None while the journal is empty."""
+        first, _ = tail(self._folder, Position(), limit=1)
+        if not first:
+            return None
+        record = MlflowRecord(self._uri, self._experiment)
+        run_id, position = self._saved()
+        if not run_id or not record.find_run(run_id):
+            assert isinstance(first[0], RunStarted)
+            record.find_or_create_run(self._run_name, first[0].at)
+            position = Position()
+        self._take_up(position)
+        self._record = record
+        self._save(position)
+        return record
+
+    def _take_up(self, position: Position) -> None:
+        """Fold what was delivered before, so that what follows is told as if by one process."""
+        self._lineage, self._unwritten, self._position = Lineage(), None, position
+        delivered = []
+        for event, after in follow(self._folder, Position()):
+            if after > position:
+                break
+            delivered.append(event)
+        self._lineage.add(delivered)
+
+    def _next_batch(self) -> bool:
+        """Whether there is something to write."""
+        if self._unwritten is None:
+            events, position = tail(self._folder, self._position, EVENTS_PER_BATCH)
+            if events:
+                self._unwritten = self._lineage.add(events), position
+        return self._unwritten is not None
+
+    def _write(self, record: MlflowRecord) -> None:
+        assert self._unwritten is not None
+        batch, position = self._unwritten
+        record.write(batch)
+        if batch.ended_at_ms is not None:
+            record.write_files(_files(self._lineage.events))
+        self._save(position)
+        self._unwritten, self._position = None, position
+
+    def _saved(self) -> tuple[str, Position]:
+        """The run and position of an earlier delivery; the beginning where there is none that can be read."""
+        try:
+            saved = json.loads((self._folder / "mlflow.json").read_bytes())
+            return str(saved["run_id"]), Position(int(saved["attempt"]), int(saved["offset"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return "", Position()
+
+    def _save(self, position: Position) -> None:
+        assert self._record is not None
+        state = {"run_id": self._record.run_id, "attempt": position.attempt, "offset": position.offset}
+        new = self._folder / f"mlflow.json.{os.getpid()}"
+        new.write_text(json.dumps(state), encoding="utf-8")
+        new.replace(self._folder / "mlflow.json")
+
+
+def _files(events: list[Event]) -> dict[str, str]:
+    """What the run keeps as artifacts when an attempt ends."""
+    report = build_report(events)
+    told = [redact_all(encode(e)) for e in events if not isinstance(e, StepCommitted)]
+    return {
+        "report.html": render_html(report),
+        "report.json": dumps(report, indent=1),
+        "events.json": dumps(told, indent=1),
+    }

@@ -1,0 +1,151 @@
+"""What the MLflow run holds, as a fold over the journal (pure).
+
+The same events give the same metrics with the same times and steps, however they are cut into batches: so delivering
+twice is harmless, and what a dead server missed can be delivered at any later time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastictrain.events import (
+    CheckpointRemoved,
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    FailureDetected,
+    GenerationStarted,
+    Recovered,
+    RunEnded,
+    RunStarted,
+    StepCommitted,
+    Warned,
+)
+from elastictrain.tracking.ledger import goodput
+from elastictrain.tracking.redact import redact, redact_all
+
+Point = tuple[str, float, int, int]
+"""Metric name, value, unix time in milliseconds, step."""
+
+MLFLOW_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+MAX_VALUE_LENGTH = 4000
+"""Longer tags and params are cut: MLflow's limit is 5000 to 8000, depending on the store."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What some events add to the MLflow run."""
+
+    metrics: list[Point] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    params: list[dict[str, str]] = field(default_factory=list)
+    """The flattened config of each attempt."""
+    checkpoints: list[CheckpointWritten | CheckpointRemoved] = field(default_factory=list)
+    status: str | None = None
+    """MLflow's word for it; None for no change."""
+    ended_at_ms: int | None = None
+    """Set where the status is a final one."""
+
+
+class Lineage:
+    """The fold. Keeps the events, for the goodput and the report at the end: about 0.5 kB a step."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._open_failures: list[FailureDetected] = []
+        self._step = 0
+
+    def add(self, events: Iterable[Event]) -> Batch:
+        """Take these events in; what they add."""
+        batch = Batch()
+        for event in events:
+            self.events.append(event)
+            self._tell(event, batch)
+        return batch
+
+    def _tell(self, event: Event, batch: Batch) -> None:
+        if isinstance(event, StepCommitted):
+            self._step = event.step
+            batch.metrics += _step_points(event)
+        elif isinstance(event, RunStarted):
+            self._open_failures.clear()
+            batch.params.append(dict(_flatten(redact_all(event.config))))
+            batch.status, batch.ended_at_ms = "RUNNING", None
+            batch.tags |= {"elastictrain.status": "running", "elastictrain.attempts": str(event.attempt)}
+            batch.tags |= {f"environment.{k}": cut(redact(v)) for k, v in event.environment.items()}
+        elif isinstance(event, GenerationStarted):
+            batch.metrics.append(_point("ft/world_size", event.world_size, event.at, event.first_step))
+        elif isinstance(event, FailureDetected):
+            self._open_failures.append(event)
+            batch.metrics.append(_point("ft/detected_s", event.detected_at - event.at, event.detected_at, event.step))
+            ranks = ", ".join(map(str, event.ranks))
+            what = f"step {event.step}, rank {ranks}: {event.kind}: {event.cause.message}"
+            batch.tags["elastictrain.last_failure"] = cut(redact(what))
+        elif isinstance(event, Recovered):
+            batch.metrics += self._recovery_points(event)
+        elif isinstance(event, CheckpointWritten):
+            batch.metrics.append(_point("ckpt/stall_s", event.stall_s, event.at, event.step))
+            batch.checkpoints.append(event)
+        elif isinstance(event, CheckpointRemoved):
+            batch.checkpoints.append(event)
+        elif isinstance(event, Evaluated):
+            batch.metrics.append(_point("eval/loss", event.loss, event.at, event.step))
+            batch.metrics.append(_point("eval/bits_per_byte", event.bits_per_byte, event.at, event.step))
+            batch.metrics.append(_point("eval/gzip_bits_per_byte", event.gzip_bits_per_byte, event.at, event.step))
+        elif isinstance(event, Warned):
+            batch.tags["elastictrain.last_warning"] = cut(redact(f"{event.topic}: {event.message}"))
+        elif isinstance(event, RunEnded):
+            batch.metrics.append(self._goodput_point(event.at))
+            batch.tags["elastictrain.status"] = event.status
+            batch.status, batch.ended_at_ms = MLFLOW_STATUS[event.status], _ms(event.at)
+
+    def _recovery_points(self, event: Recovered) -> Iterator[Point]:
+        for failure in self._open_failures:
+            if failure.generation < event.generation:
+                yield _point("ft/recovery_s", event.at - failure.at, event.at, failure.step)
+        self._open_failures = [f for f in self._open_failures if f.generation >= event.generation]
+        yield _point("ft/lost_steps", event.lost_steps, event.at, event.first_step)
+        yield self._goodput_point(event.at)
+
+    def _goodput_point(self, at: float) -> Point:
+        return _point("goodput/ratio", goodput(self.events).ratio, at, self._step)
+
+
+def cut(text: str) -> str:
+    """Short enough for a tag or param of any store."""
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"
+
+
+def _step_points(event: StepCommitted) -> Iterator[Point]:
+    step_s = event.finished_at - event.begun_at
+    values = {
+        "train/loss": event.loss,
+        "train/grad_norm": event.grad_norm,
+        "train/learning_rate": event.learning_rate,
+        "perf/step_s": step_s,
+        "data/wait_s": event.data_wait_s,
+        "snapshot/stall_s": event.snapshot_stall_s,
+    }
+    if step_s > 0:
+        values["perf/tokens_per_s"] = event.num_tokens / step_s
+    for name, value in values.items():
+        yield _point(name, value, event.at, event.step)
+
+
+def _point(name: str, value: float, at: float, step: int) -> Point:
+    return name, float(value), _ms(at), step
+
+
+def _ms(at: float) -> int:
+    return int(at * 1000)
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", cut(value if isinstance(value, str) else json.dumps(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 
-SAMPLE_RULE = "-" * 12
+SAMPLE_HEADING = "------------ the model writes ------------"
 
 
 def summary(result: Result) -> str:
@@ -21,7 +22,7 @@ def summary(result: Result) -> str:
     places = [("report", str(result.report))]
     if result.checkpoint:
         places.append(("checkpoint", result.checkpoint))
-    places.append(("MLflow", f"mlflow ui --backend-store-uri {result.mlflow_uri}"))
+    places.append(("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(result.mlflow_uri)}"))
     return f"{summarise(result.report_data)}\n\n{_columns(places)}"
 
 
@@ -33,7 +34,7 @@ def summarise(report: Report) -> str:
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
     steps, goal = report["steps"], report["config"]["train"]["steps"]
     yield f"run {report['run']}", report["status"] + (f": {cause['message']}" if (cause := _end(report)) else "")
-    yield "steps", f"{steps:,} of {goal:,}, {report['samples']:,} samples, each used once"
+    yield "steps", f"{steps:,} of {goal:,}, {report['samples']:,} samples"
     if report["loss"]:
         yield "final loss", f"{float(report['loss'][-1][1]):.4f}"
     if report["evaluation"]:
@@ -57,7 +58,7 @@ def _end(report: Report) -> dict[str, Any] | None:
 
 def _beside_gzip(evaluation: dict[str, Any]) -> str:
     model, gzip = evaluation["bits_per_byte"], evaluation["gzip_bits_per_byte"]
-    shares = f"{abs(1 - model / gzip):.0%}"
+    shares = f"{100 * abs(1 - model / gzip):.0f} %"
     verdict = f"{shares} fewer than" if model < gzip else f"{shares} more than" if model > gzip else "as many as"
     return f"{model:.3f} bits per byte, {verdict} gzip -9 needs for the same text ({gzip:.3f})"
 
@@ -95,7 +96,7 @@ def _failures(report: Report) -> str:
 
 def _sample(report: Report) -> str:
     sample = report["evaluation"] and report["evaluation"]["sample"]
-    return f"{SAMPLE_RULE} the model writes {SAMPLE_RULE}\n{sample}\n{SAMPLE_RULE * 3}" if sample else ""
+    return f"{SAMPLE_HEADING}\n{sample}\n{'-' * len(SAMPLE_HEADING)}" if sample else ""
 
 
 def _columns(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> str:

@@ -152,7 +152,7 @@ def test_report_in_words(kept: KeptRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gzip", "says"), [(2.0, "25% more than gzip -9"), (5.0, "50% fewer than gzip -9"), (2.5, "as many as gzip -9")]
+    ("gzip", "says"), [(2.0, "25 % more than gzip -9"), (5.0, "50 % fewer than gzip -9"), (2.5, "as many as gzip -9")]
 )
 def test_the_comparison_with_gzip_is_honest(kept: KeptRun, gzip: float, says: str) -> None:
     kept.completed(gzip_bits_per_byte=gzip)

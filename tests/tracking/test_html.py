@@ -1,0 +1,156 @@
+"""The HTML report: whole, escaped, self-contained, and small for long runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import hypothesis.strategies as st
+import pytest
+from example_events import Story, full_story
+from hypothesis import given
+
+from elastictrain.events import Cause, Warned
+from elastictrain.tracking.chart import standalone_svg
+from elastictrain.tracking.html import LEDGER, render_html
+from elastictrain.tracking.ledger import BUCKETS
+from elastictrain.tracking.report import build_report
+from elastictrain.tracking.scale import MAX_POINTS, downsample, ticks
+from elastictrain.tracking.wording import bytes_text, count_text, seconds_text
+
+VOID = {"meta", "br"}
+
+
+class Balanced(HTMLParser):
+    """Refuses a tag that is closed in the wrong place; collects tags, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_happened() -> None:
+    page = Balanced(render_html(build_report(full_story().events)))
+    for text in ("demo", "complete", "1.930", "gzip -9: 2.210", "SIGKILL", "bit_exact from memory", "def main():"):
+        assert text in page.text
+    for bucket in ("compute", "lost", "recovery", "wall time"):
+        assert bucket in page.text
+
+
+def test_the_page_needs_nothing_else() -> None:
+    html = render_html(build_report(full_story().events))
+    page = Balanced(html)
+    assert "script" not in page.tags
+    assert not {"src", "href"} & {name for name, _ in page.attributes}
+    assert not re.search(r"@import|url\(", html)
+
+
+def test_what_comes_from_a_run_is_escaped() -> None:
+    evil = '<script>alert("x")</script>$body'
+    story = Story().start().generation().steps(2)
+    story.events.append(Warned(story.clock, evil, evil))
+    story.bug().end("failed", Cause("exception", evil, evil))
+    html = render_html(build_report(story.events))
+    page = Balanced(html)
+    assert "script" not in page.tags
+    assert page.text.count(evil) == 4
+    assert "<b>bad" not in html
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 0.0])
+def test_any_loss_can_be_drawn(loss: float) -> None:
+    story = Story().start().generation().steps(3).steps(1, loss=loss).steps(2).steps(1, loss=loss)
+    page = render_html(build_report(story.events))
+    points = " ".join(re.findall(r'points="([^"]*)"', page))
+    assert points
+    assert "nan" not in points
+    assert "inf" not in points
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_run_that_has_hardly_begun(steps: int) -> None:
+    report = build_report(Story().start().generation().steps(steps).events)
+    Balanced(render_html(report))
+    ElementTree.fromstring(standalone_svg(report))
+
+
+def test_a_long_run_stays_a_small_file() -> None:
+    story = Story().start().generation()
+    for _ in range(20):
+        story.steps(500).kill().recover()
+    report = build_report(story.events)
+    assert len(render_html(report)) < 250_000
+
+
+def test_the_picture_is_a_file_of_its_own() -> None:
+    picture = ElementTree.fromstring(standalone_svg(build_report(full_story().events)))
+    text = " ".join(picture.itertext())
+    assert "SIGKILL, back in 0.96 s" in text
+    assert "checkpoint after step 100" in text
+    assert "2 workers" in text
+
+
+def test_every_bucket_has_a_meaning_and_a_colour() -> None:
+    assert set(LEDGER) == set(BUCKETS)
+    html = render_html(build_report(full_story().events))
+    assert all(f"--{bucket}:" in html for bucket in BUCKETS)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=300), st.integers(4, 50))
+def test_fewer_points_keep_the_ends_and_the_extremes(values: list[float], limit: int) -> None:
+    points = [(float(i), v) for i, v in enumerate(values)]
+    kept = downsample(points, limit)
+    assert len(kept) <= max(limit, 4)
+    assert kept == sorted(set(kept))
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert min(v for _, v in kept) == min(values)
+    assert max(v for _, v in kept) == max(values)
+
+
+def test_a_spike_in_a_hundred_thousand_steps_is_kept() -> None:
+    points = [(float(i), 1.0) for i in range(100_000)]
+    points[54_321] = (54_321.0, 99.0)
+    kept = downsample(points)
+    assert (54_321.0, 99.0) in kept
+    assert len(kept) <= MAX_POINTS
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 10))
+def test_ticks_lie_within_and_are_few(low: float, width: float, count: int) -> None:
+    found = ticks(low, low + width, count)
+    assert len(found) <= count + 2
+    assert all(low - width * 1e-3 <= t <= low + width * 1.001 for t in found)
+
+
+def test_numbers_in_words() -> None:
+    assert [seconds_text(s) for s in (None, 0.012, 0.45, 9.996, 59.99, 200, 7500)] == [
+        "–",
+        "12 ms",
+        "0.45 s",
+        "10.0 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
+    assert (bytes_text(999), bytes_text(12e6), bytes_text(3e15)) == ("999 B", "12.0 MB", "3000.0 TB")
+    assert (count_text(1, "step"), count_text(2000, "step")) == ("1 step", "2,000 steps")

@@ -1,0 +1,108 @@
+"""Each bucket of the ledger, on runs whose every second is known."""
+
+from __future__ import annotations
+
+import pytest
+from example_events import START_AT, Story, full_story
+
+from elastictrain.events import CheckpointWritten
+from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput
+
+TOLERANCE_S = 2e-6
+"""Unix times are kept to a quarter of a microsecond."""
+
+
+def expect(ledger: Goodput, **seconds: float) -> None:
+    """These buckets hold these seconds, all others none."""
+    assert ledger.seconds == pytest.approx(dict.fromkeys(BUCKETS, 0.0) | seconds, abs=TOLERANCE_S)
+    assert sum(ledger.seconds.values()) == pytest.approx(ledger.wall_s, abs=TOLERANCE_S)
+
+
+def quiet(story: Story) -> Story:
+    """Without waits and stalls, for plain arithmetic."""
+    from dataclasses import replace
+
+    from elastictrain.events import StepCommitted
+
+    story.events = [
+        replace(e, data_wait_s=0.0, snapshot_stall_s=0.0, at=e.finished_at) if isinstance(e, StepCommitted) else e
+        for e in story.events
+    ]
+    return story
+
+
+def test_a_run_without_failures() -> None:
+    story = quiet(Story().start(startup_s=6).generation().steps(10, step_s=0.5).evaluate(2).end(shutdown_s=1))
+    ledger = goodput(story.events)
+    expect(ledger, startup=6, compute=5, idle=9 * 0.01, evaluation=2.01, shutdown=1)
+    assert ledger.ratio == pytest.approx(5 / ledger.wall_s)
+
+
+def test_waits_and_stalls_are_not_compute() -> None:
+    ledger = goodput(Story().start(6).generation().steps(10, step_s=0.5).events)
+    # 0.004 s of data wait and 0.002 s of stall a step; the last step's commit comes 0.02 s after it
+    expect(ledger, startup=6, compute=4.96, data_wait=0.04, snapshot_stall=0.02, idle=9 * 0.008 + 0.018)
+
+
+def test_a_kill_costs_the_step_in_flight_detection_and_recovery() -> None:
+    story = Story().start(6).generation().steps(4, step_s=0.5)
+    story.kill(partial_s=0.2, detect_s=0.05).recover(recovery_s=0.4, step_s=0.5).steps(2, step_s=0.5)
+    # in flight: from the end of step 4, 0.01 s before step 5 began
+    expect(goodput(quiet(story).events), startup=6, compute=3.5, lost=0.21, detection=0.05, recovery=0.4, idle=5 * 0.01)
+
+
+def test_committed_steps_that_are_rolled_back_are_lost() -> None:
+    story = Story().start(6).generation().steps(10, step_s=0.5)
+    story.kill(partial_s=0.2, detect_s=0.05).recover(recovery_s=0.4, step_s=0.5, lost=4)
+    ledger = goodput(quiet(story).events)
+    assert ledger.seconds["compute"] == pytest.approx(8 * 0.5, abs=TOLERANCE_S)
+    assert ledger.seconds["lost"] == pytest.approx(3 * 0.5 + 0.21, abs=TOLERANCE_S)
+
+
+def test_a_resume_from_a_checkpoint_turns_later_steps_into_lost_and_the_gap_into_down() -> None:
+    story = Story().start(6).generation().steps(10, step_s=0.5).wait(30)
+    story.start(4).generation(first_step=6, cause="resume").steps(1, step_s=0.5)
+    ledger = goodput(quiet(story).events)
+    # nobody knows of the run from the last commit to the next attempt
+    expect(ledger, startup=10, compute=3, lost=2.5, down=30.01, idle=9 * 0.01)
+
+
+def test_a_failure_during_a_recovery_prolongs_it() -> None:
+    story = Story().start(6).generation().steps(2, step_s=0.5).kill(partial_s=0.2, detect_s=0.05)
+    story.wait(0.3).kill(partial_s=0.0, detect_s=0.1).recover(recovery_s=0.4, step_s=0.5)
+    ledger = goodput(quiet(story).events)
+    assert ledger.seconds["detection"] == pytest.approx(0.15, abs=TOLERANCE_S)
+    assert ledger.seconds["recovery"] == pytest.approx(0.7, abs=TOLERANCE_S)
+
+
+def test_a_run_that_gives_up_shuts_down_after_the_last_failure() -> None:
+    story = Story().start(6).generation().steps(2, step_s=0.5).bug().end("failed", shutdown_s=3)
+    expect(goodput(quiet(story).events), startup=6, compute=1, idle=0.01, lost=0.11, detection=0.01, shutdown=3)
+
+
+def test_training_that_stood_still_for_a_checkpoint() -> None:
+    story = Story().start(6).generation().steps(1, step_s=0.5)
+    layout = {"dp": 2}
+    at = story.clock + 2
+    story.tell(CheckpointWritten(at, 1, "uri", 1, "", 1.99, 0.75, 16, "", 2.0, layout))
+    expect(goodput(quiet(story).events), startup=6, compute=0.5, checkpoint_stall=0.75, idle=2.01 - 0.75)
+
+
+def test_an_attempt_that_finds_the_run_complete_is_startup() -> None:
+    expect(goodput(Story().start(2).end(shutdown_s=0).events), startup=2)
+
+
+def test_now_prolongs_a_run_that_goes_on_and_none_that_has_ended() -> None:
+    going = Story().start(6).generation().steps(1)
+    assert goodput(going.events, START_AT + 100).wall_s == 100
+    assert goodput(going.end().events, START_AT + 100).wall_s < 10
+
+
+def test_no_events_no_time() -> None:
+    ledger = goodput([])
+    assert (ledger.wall_s, ledger.ratio) == (0.0, 0.0)
+
+
+def test_the_whole_story_adds_up() -> None:
+    ledger = goodput(full_story().events)
+    assert sum(ledger.seconds.values()) == pytest.approx(ledger.wall_s, abs=1e-6)

@@ -1,0 +1,158 @@
+"""The report: what a user reads from it, and that its documentation leaves nothing out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_events import Story, full_story
+
+from elastictrain.events import Cause, CheckpointWritten, RunStarted
+from elastictrain.tracking.exact_json import dumps
+from elastictrain.tracking.report import REPORT_VERSION, build_report
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "report.md"
+
+
+def check_invariants(report: dict[str, Any]) -> None:
+    """What holds for every report of a real run."""
+    assert [step for step, _ in report["loss"]] == list(range(1, report["steps"] + 1))
+    goodput = report["goodput"]
+    buckets = [v for k, v in goodput.items() if k not in ("wall_s", "ratio")]
+    assert sum(buckets) == pytest.approx(goodput["wall_s"], abs=1e-6)
+    assert report["wall_s"] == goodput["wall_s"]
+    indexes = [g["index"] for g in report["generations"]]
+    assert indexes == sorted(set(indexes))
+
+
+def test_the_whole_story() -> None:
+    story = full_story()
+    report = build_report(story.events)
+    check_invariants(report)
+    assert (report["version"], report["run"], report["status"]) == (REPORT_VERSION, "demo", "complete")
+    assert (report["steps"], report["samples"]) == (200, 3200)
+    assert report["sample_digest"] == story.chain
+    assert [(g["index"], g["attempt"], g["first_step"]) for g in report["generations"]] == [
+        (1, 1, 1),
+        (2, 1, 81),
+        (3, 1, 121),
+        (4, 2, 101),
+    ]
+    assert report["generations"][0]["members"][1] == {"rank": 1, "worker": "worker-1", "pid": 4001, "node": "node-1"}
+    assert [(c["step"], c["removed"]) for c in report["checkpoints"]] == [
+        (50, True),
+        (100, False),
+        (160, False),
+        (200, False),
+    ]
+    assert report["evaluation"]["bits_per_byte"] == 1.93
+    assert [w["topic"] for w in report["warnings"]] == ["tracking", "checkpoint"]
+    assert report["rejected_checkpoints"][0]["problem"] == "sha256 of shard 0 differs"
+    assert [(a["attempt"], a["status"]) for a in report["attempts"]] == [(1, None), (2, "complete")]
+    assert report["throughput"]["tokens_per_s"] == pytest.approx(2048 / 0.496, rel=1e-3)
+
+
+def test_failures_count_from_the_fault() -> None:
+    first, second = build_report(full_story().events)["failures"]
+    assert first["cause"] == {"kind": "signal", "message": "SIGKILL", "traceback": ""}
+    assert (first["ranks"], first["step"], first["node"], first["pid"]) == ([1], 81, "node-1", 4001)
+    assert first["at_s"] == pytest.approx(6 + 80 * 0.51 + 0.2)
+    assert first["detected_s"] == pytest.approx(0.05)
+    assert first["recovered_s"] == pytest.approx(0.05 + 0.4 + 0.51)
+    assert (first["lost_steps"], first["source"], first["continuation"]) == (1, "memory", "bit_exact")
+    assert (first["injected"], second["injected"]) == (True, False)
+
+
+def test_lost_steps_count_recoveries_and_resumes() -> None:
+    # two steps in flight, and steps 101 to 130 that the resume went back behind
+    assert build_report(full_story().events)["lost_steps"] == 2 + 30
+
+
+def test_a_loss_of_a_rolled_back_step_is_the_one_that_counts() -> None:
+    story = Story().start().generation().steps(10, loss=9.0).kill().recover(lost=4).steps(3, loss=1.0)
+    report = build_report(story.events)
+    check_invariants(report)
+    assert report["loss"][:7] == [[s, 9.0] for s in range(1, 8)]
+    assert report["loss"][8:] == [[s, 1.0] for s in (9, 10, 11)]
+
+
+def test_two_failures_healed_by_one_recovery() -> None:
+    story = Story().start().generation().steps(3).kill(rank=0).kill(rank=1, partial_s=0.1).recover(lost=1)
+    report = build_report(story.events)
+    assert [f["lost_steps"] for f in report["failures"]] == [1, 1]
+    assert report["lost_steps"] == 1
+    assert report["failures"][0]["recovered_s"] > report["failures"][1]["recovered_s"]
+
+
+def test_a_failure_that_ended_the_run() -> None:
+    cause = Cause("exception", "ValueError: bad", "Traceback ...", "ValueError")
+    report = build_report(Story().start().generation().steps(2).bug().end("failed", cause).events)
+    check_invariants(report)
+    (failure,) = report["failures"]
+    assert (failure["recovered_s"], failure["lost_steps"], failure["source"]) == (None, None, None)
+    assert report["status"] == "failed"
+    assert report["attempts"][-1]["cause"]["traceback"] == "Traceback ..."
+
+
+def test_the_status_of_a_run_without_an_end_depends_on_who_asks() -> None:
+    story = Story().start().generation().steps(2)
+    assert build_report(story.events)["status"] == "interrupted"
+    assert build_report(story.events, now=story.clock)["status"] == "running"
+    assert build_report(story.end("stopped").events, now=story.clock)["status"] == "stopped"
+
+
+def test_a_run_that_has_only_begun() -> None:
+    report = build_report(Story().start().events)
+    check_invariants(report)
+    assert (report["steps"], report["loss"], report["sample_digest"], report["evaluation"]) == (0, [], "", None)
+
+
+def test_losses_survive_as_strict_json() -> None:
+    story = Story().start().generation().steps(1, loss=0.1 + 0.2).steps(1, loss=math.nan).steps(1, loss=-math.inf)
+    text = dumps(build_report(story.events))
+    loss = json.loads(text, parse_constant=pytest.fail)["loss"]
+    assert loss == [[1, 0.1 + 0.2], [2, "NaN"], [3, "-Infinity"]]
+    assert math.isnan(float(loss[1][1]))
+
+
+def test_secrets_in_uris_are_not_shown() -> None:
+    story = Story(overrides=("run.storage=s3://KEY:hunter2@bucket/x?session_token=hunter3",)).start().generation()
+    story.trouble()
+    story.tell(CheckpointWritten(story.clock, 1, "s3://KEY:hunter2@bucket/c", 1, "", 1, 0, 1, "", 1.0, {}))
+    start = story.events[0]
+    assert isinstance(start, RunStarted)
+    assert "hunter2" in str(start.config)
+    text = dumps(build_report(story.events))
+    assert "hunter" not in text
+    assert "me:secret" not in text
+    assert "s3://***@bucket/c" in text
+
+
+def test_no_start_no_report() -> None:
+    with pytest.raises(ValueError, match="no run to report"):
+        build_report([])
+
+
+def keys(value: Any, path: str = "") -> Iterator[str]:
+    """All keys of the format; not those of the user's config, environment, layout and phases."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield key
+            if key not in ("config", "environment", "layout", "phases_s"):
+                yield from keys(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from keys(child)
+
+
+def test_the_documentation_names_every_key() -> None:
+    story = full_story()
+    story.bug().end("failed", Cause("exception", "ValueError: bad", "Traceback ..."))
+    documented = set(re.findall(r"`([a-z0-9_]+)`", DOCUMENT.read_text()))
+    assert set(keys(build_report(story.events))) - documented == set()
+    assert f"version {REPORT_VERSION}." in DOCUMENT.read_text()

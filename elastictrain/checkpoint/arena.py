@@ -3,8 +3,8 @@
 The keeper creates it as an anonymous file in memory (memfd) and owns it; a worker that gets its ticket maps the same
 pages through /proc/<pid>/fd/<fd>. So a worker's death leaves the bytes with the keeper, and the death of the last
 process that maps them frees them: there is no name in /dev/shm to clean up, whatever was killed. The file is sealed
-against resizing, so neither side can take pages away from under the other. Pages are reserved at creation: too little
-memory is an error there, not a crash in the middle of a copy.
+against resizing, so neither side can take pages away from under the other. Pages are reserved at creation, if the
+node (and its container) has that much to give: too little memory is an error there, not a kill in the middle of a copy.
 
 Linux only, and both processes must run as the same user and see each other's /proc (same PID namespace).
 """
@@ -15,10 +15,13 @@ import fcntl
 import mmap
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from elastictrain.errors import InfrastructureError
 
 _NAME = "elastictrain-arena"
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -42,17 +45,20 @@ class Arena:
     @classmethod
     def create(cls, num_bytes: int) -> Arena:
         """New zeroed memory, owned by this process until `close`."""
+        available = _available_bytes()
+        if num_bytes > available:
+            raise InfrastructureError(
+                f"no memory for a snapshot buffer of {num_bytes} bytes: {available} are available. A node holds two "
+                f"copies of its own shards and two of its buddy's: use more nodes, or nodes with more memory."
+            )
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, _mapped(num_bytes))
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             return cls(mmap.mmap(fd, _mapped(num_bytes)), ArenaTicket(os.getpid(), fd, num_bytes), fd)
-        except (OSError, OverflowError) as error:
+        except BaseException:
             os.close(fd)
-            raise InfrastructureError(
-                f"no memory for a snapshot buffer of {num_bytes} bytes: {error}. A node needs twice its own shards "
-                f"and twice those that it keeps for its buddy; use more nodes, or nodes with more memory."
-            ) from error
+            raise
 
     @classmethod
     def open(cls, ticket: ArenaTicket) -> Arena:
@@ -92,6 +98,16 @@ class Arena:
 
 def _mapped(num_bytes: int) -> int:
     return max(num_bytes, 1)  # An empty mapping can't be made.
+
+
+def _available_bytes() -> int:
+    """What the kernel would give without killing anything: of the node, or of the container where that has a limit."""
+    meminfo = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    limit = _CGROUP / "memory.max"
+    if limit.exists() and (maximum := limit.read_text().strip()) != "max":
+        available = min(available, int(maximum) - int((_CGROUP / "memory.current").read_text()))
+    return available
 
 
 def _is_arena(fd: int, num_bytes: int) -> bool:

@@ -28,7 +28,7 @@ class ShardStream:
     def __init__(self, index: ShardIndex, data: bytes | bytearray | memoryview) -> None:
         if len(data) != index.num_bytes:
             raise CheckpointError(f"a shard of {index.num_bytes} bytes was given {len(data)} bytes of data")
-        self._index = index
+        self._header = _header(index)
         self._data = memoryview(data)
         self._digest = hashlib.sha256()
         self.num_bytes = 0
@@ -39,7 +39,7 @@ class ShardStream:
         return self._digest.hexdigest()
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        yield self._seen(_header(self._index))
+        yield self._seen(self._header)
         for start in range(0, len(self._data), _CHUNK_BYTES):
             yield self._seen(self._data[start : start + _CHUNK_BYTES])
 

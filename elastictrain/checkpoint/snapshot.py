@@ -34,6 +34,7 @@ class _Job:
     step: int
     export: Callable[[memoryview], None]
     scalars: Mapping[str, int | float]
+    note: str
 
 
 class SnapshotWriter:
@@ -60,17 +61,20 @@ class SnapshotWriter:
         self._thread = threading.Thread(target=self._run, name="snapshot", daemon=True)
         self._thread.start()
 
-    def begin(self, step: int, export: Callable[[memoryview], None], scalars: Mapping[str, int | float]) -> None:
+    def begin(
+        self, step: int, export: Callable[[memoryview], None], scalars: Mapping[str, int | float], note: str = ""
+    ) -> None:
         """Start the snapshot of the state after `step`; first waits for the one before, if that was not done.
 
         `export` fills the whole buffer, in the thread; the state it reads must not change before `wait()` returns.
+        `scalars` and `note` travel with it in its header.
         """
         self.wait()
         if self._closed:
             raise ValueError("the snapshot writer is closed")
         self._copied.clear()
         self._held.clear()
-        self._jobs.put(_Job(step, export, dict(scalars)))
+        self._jobs.put(_Job(step, export, dict(scalars), note))
 
     def wait(self) -> float:
         """Block until the last snapshot is copied and fully held; returns the seconds that took.
@@ -111,7 +115,7 @@ class SnapshotWriter:
         target = self._arenas[self._buffer].buffer
         job.export(target)
         generation, rank, world_size = self._identity
-        header = ShardHeader(generation, job.step, rank, world_size, checksum(target), job.scalars)
+        header = ShardHeader(generation, job.step, rank, world_size, checksum(target), job.scalars, job.note)
         held = self._committed(header, self._buffer)
         self._buffer = 1 - self._buffer
         return held

@@ -171,6 +171,14 @@ class Vault:
                 self._on_damage(header)
         return found
 
+    def index(self, generation: int, rank: int) -> ShardIndex:
+        """What the shard of this rank holds."""
+        with self._lock:
+            slot = self._slots.get((generation, rank))
+        if slot is None:
+            raise CheckpointError(f"rank {rank} of generation {generation} has no buffers in {self._where}")
+        return slot.index
+
     def view(self, generation: int, rank: int, step: int) -> memoryview:
         """The bytes of a committed snapshot, read-only, without a copy."""
         with self._lock:

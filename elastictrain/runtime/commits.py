@@ -1,0 +1,80 @@
+"""Putting steps together: a step is committed when every rank's snapshot of it is held (pure).
+
+Ranks tell of their steps through their keepers, in any order and, after a failure, once more through the inventory.
+The collector gives out each step once, in order, with the loss averaged in global micro-batch order, so that the value
+does not depend on how the ranks were laid out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+from elastictrain.data.order import chain
+from elastictrain.events import StepCommitted
+from elastictrain.runtime.protocol import StepRecord, unpack_records
+from elastictrain.state.tensors import ShardHeader
+
+
+class CommitCollector:
+    """Collects shard headers of one generation after another."""
+
+    def __init__(self, step: int, sample_chain: str) -> None:
+        self.step = step
+        self.chains: dict[int, str] = {step: sample_chain}
+        self.losses: dict[int, float] = {}
+        self._generation = -1
+        self._world_size = 0
+        self._held: dict[int, set[int]] = defaultdict(set)
+        self._records: dict[int, dict[int, StepRecord]] = defaultdict(dict)
+
+    def begin(self, generation: int, world_size: int, step: int, sample_chain: str | None = None) -> None:
+        """A generation goes on from the state after `step`; `sample_chain` where it isn't known from before."""
+        self._generation, self._world_size, self.step = generation, world_size, step
+        if sample_chain is not None:
+            self.chains[step] = sample_chain
+        self._held.clear()
+        self._records.clear()
+
+    def add(self, header: ShardHeader, now: float) -> list[StepCommitted]:
+        """Take one rank's snapshot; returns the steps that it completes, in order."""
+        if header.generation != self._generation or header.step <= self.step:
+            return []
+        self._held[header.step].add(header.rank)
+        for record in unpack_records(header.note):
+            self._records[record.step][header.rank] = record
+        if len(self._held[header.step]) < self._world_size:
+            return []
+        return [self._commit(step, now) for step in range(self.step + 1, header.step + 1)]
+
+    def _commit(self, step: int, now: float) -> StepCommitted:
+        records = [self._records[step][rank] for rank in range(self._world_size)]
+        micro_batches = sorted(m for r in records for m in r.micro_batches)
+        samples = [sample for _, _, ids in micro_batches for sample in ids]
+        losses = [loss for _, loss, _ in micro_batches]
+        self.chains[step] = chain(self.chains[step - 1], samples)
+        self.chains.pop(step - _REMEMBERED, None)
+        self.losses.pop(step - _REMEMBERED, None)
+        self.losses[step] = math.fsum(losses) / len(losses)
+        self.step = step
+        self._records.pop(step)
+        self._held.pop(step, None)
+        return StepCommitted(
+            at=now,
+            generation=self._generation,
+            step=step,
+            loss=self.losses[step],
+            sample_chain=self.chains[step],
+            num_samples=len(samples),
+            num_tokens=sum(r.num_tokens for r in records),
+            begun_at=min(r.begun_at for r in records),
+            finished_at=max(r.finished_at for r in records),
+            learning_rate=records[0].learning_rate,
+            grad_norm=records[0].grad_norm,
+            data_wait_s=max(r.data_wait_s for r in records),
+            snapshot_stall_s=max(r.snapshot_stall_s for r in records),
+        )
+
+
+_REMEMBERED = 10_000
+"""Steps whose chain is kept: a restore from memory goes back one, a durable one brings its own."""

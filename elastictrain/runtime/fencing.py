@@ -1,0 +1,123 @@
+"""Performing `Fence`: quiet the survivors, shut the keepers to the old generation, find the best state that is left.
+
+survivors: break collectives, finish the copy in flight, drop the engine      (a deadline; who misses it is ended)
+keepers:   refuse the old generation, verify and list what they hold
+then:      newest step that memory holds completely, or the newest verified durable checkpoint, or a fresh start
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ray.exceptions import RayError
+
+from elastictrain.checkpoint.source import LocatedShard
+from elastictrain.control.restore import MemoryState, ShardAt, newest_complete
+from elastictrain.control.vocabulary import Fence
+from elastictrain.events import Cause
+from elastictrain.runtime.causes import explain
+from elastictrain.runtime.fleet import Fleet
+from elastictrain.runtime.protocol import FenceReply
+from elastictrain.runtime.replies import Replies
+
+_UPDATED = ("snapshot", "idle")
+"""Phases in which a rank has done the update of its step."""
+
+
+@dataclass
+class Fencing:
+    """One fence under way. `done` is called once, with everything that was found."""
+
+    order: Fence
+    fleet: Fleet
+    replies: Replies
+    quiet_timeout_s: float
+    lose_worker: Callable[[str, Cause], None]
+    lose_node: Callable[[str, RayError], None]
+    hear: Callable[[str, FenceReply], None]
+    done: Callable[[Fencing], None]
+    shards: list[LocatedShard] = field(default_factory=list)
+    updated_step: int = 0
+    """Highest step whose update some rank had done."""
+    finished: bool = False
+    _workers: set[str] = field(default_factory=set)
+    _keepers: set[str] | None = None
+
+    def start(self) -> None:
+        """Send the survivors home."""
+        self._deadline = time.monotonic() + self.quiet_timeout_s
+        self._workers = {name for name in self.order.survivors if name in self.fleet.workers}
+        for name in self._workers:
+            reply = self.fleet.workers[name].actor.quiet.remote(self.order.generation)
+            self.replies.expect(
+                reply,
+                lambda _, name=name: self._quieted(name),  # type: ignore[misc]
+                lambda error, name=name: self._gone(name, explain(error)),  # type: ignore[misc]
+            )
+        self._go_on()
+
+    def check(self) -> None:
+        """End whoever has missed the deadline."""
+        if self._keepers is None and time.monotonic() > self._deadline:
+            for name in list(self._workers):
+                late = f"did not leave its generation within {self.quiet_timeout_s:.0f} s"
+                self._gone(name, Cause("hang", late))
+
+    def forget_node(self, name: str) -> None:
+        """A node is lost: nothing more comes from it."""
+        self._workers -= {w for w in self._workers if w not in self.fleet.workers}
+        if self._keepers is not None:
+            self._keepers.discard(name)
+        self._go_on()
+
+    def best(self) -> tuple[MemoryState, tuple[LocatedShard, ...]] | None:
+        """The newest complete state in memory, and where its shards are, by rank."""
+        found = {
+            ShardAt(h.generation, h.step, h.rank, h.world_size, located.stored.where): located
+            for located in self.shards
+            for h in [located.stored.header]
+        }
+        state = newest_complete(found)
+        return (state, tuple(found[shard] for shard in state.shards)) if state else None
+
+    def _quieted(self, name: str) -> None:
+        self._workers.discard(name)
+        self._go_on()
+
+    def _gone(self, name: str, cause: Cause) -> None:
+        self._workers.discard(name)
+        self.lose_worker(name, cause)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._workers or self.finished:
+            return
+        if self._keepers is None:
+            self._keepers = set(self.fleet.nodes)
+            for name, node in list(self.fleet.nodes.items()):
+                if node.info is None:
+                    self._keepers.discard(name)
+                    continue
+                self.replies.expect(
+                    node.keeper.fence.remote(self.order.generation, node.read),
+                    lambda reply, name=name: self._fenced(name, reply),  # type: ignore[misc]
+                    lambda error, name=name: self.lose_node(name, error),  # type: ignore[misc]
+                )
+        if not self._keepers:
+            self.finished = True
+            self.done(self)
+
+    def _fenced(self, name: str, reply: FenceReply) -> None:
+        if self._keepers is None or name not in self._keepers:
+            return
+        info = self.fleet.nodes[name].info
+        self.hear(name, reply)
+        for stored in reply.held:
+            self.shards.append(LocatedShard(stored, info.replica_address if info else None))
+        for progress in reply.progress.values():
+            if progress.generation == self.order.generation - 1:
+                self.updated_step = max(self.updated_step, progress.step - (progress.phase not in _UPDATED))
+        self._keepers.discard(name)
+        self._go_on()

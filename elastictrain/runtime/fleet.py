@@ -1,0 +1,153 @@
+"""The actors of a run: a keeper on every node that has room, workers in reserved slots, standbys beside them.
+
+Slots are placement groups of one bundle, pinned to their node. A slot stays reserved when its worker dies, so the
+replacement never waits for another job to let go. Everything here only starts, finds and ends actors; what to start
+is control's to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from elastictrain.config import TrainConfig
+from elastictrain.runtime.keeper import KeeperActor
+from elastictrain.runtime.protocol import KeeperInfo, WorkerInfo
+from elastictrain.runtime.worker import WorkerActor
+
+
+@dataclass
+class Node:
+    """A Ray node with room for workers."""
+
+    name: str
+    ray_id: str
+    address: str
+    slots: int
+    keeper: Any = None
+    info: KeeperInfo | None = None
+    read: int = 0
+    """Number of the last keeper event read."""
+
+
+@dataclass
+class WorkerHandle:
+    """A worker actor."""
+
+    name: str
+    node: str
+    actor: Any
+    slot: PlacementGroup | None
+    info: WorkerInfo | None = None
+
+
+@dataclass
+class Fleet:
+    """All actors of one attempt. `token` authenticates keepers to each other."""
+
+    config: TrainConfig
+    token: bytes
+    nodes: dict[str, Node] = field(default_factory=dict)
+    workers: dict[str, WorkerHandle] = field(default_factory=dict)
+    banned: set[str] = field(default_factory=set)
+    """Ray ids of nodes given up on: they come back under another id."""
+    _free_slots: dict[str, list[PlacementGroup]] = field(default_factory=lambda: defaultdict(list))
+    _numbers: Iterable[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        per_worker = self.config.elastic.gpus_per_worker
+        if per_worker is None:
+            per_worker = 1.0 if any(r.get("GPU") for r in resources) else 0.0
+        self.demand = {"CPU": self.config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether each worker holds a GPU."""
+        return "GPU" in self.demand
+
+    def look(self) -> tuple[list[Node], list[str]]:
+        """Compare with Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
+        alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in self.banned}
+        lost = [name for name, node in self.nodes.items() if node.ray_id not in alive]
+        known = {node.ray_id for node in self.nodes.values()}
+        new: list[Node] = []
+        for ray_id, found in alive.items():
+            slots = min(int(found["Resources"].get(kind, 0) // amount) for kind, amount in self.demand.items())
+            if ray_id not in known and slots > 0:
+                address = found["NodeManagerAddress"]
+                taken = {node.name for node in [*self.nodes.values(), *new]}
+                name = f"{address}#{ray_id[:6]}" if address in taken else address
+                new.append(Node(name, ray_id, address, slots))
+        return new, lost
+
+    def start_keeper(self, node: Node) -> Any:
+        """Start the node's keeper; the reply is its KeeperInfo."""
+        config = self.config
+        node.keeper = KeeperActor.options(
+            name=f"{config.run.name}/keeper-{node.name}-{next(iter(self._numbers))}",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
+        ).remote(config.run.name, node.name, config.run.storage, self.token, node.address, config.checkpoint.every)
+        self.nodes[node.name] = node
+        return node.keeper.describe.remote()
+
+    def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
+        """Start a worker on a node; the reply is its WorkerInfo once it is warm."""
+        config, node = self.config, self.nodes[node_name]
+        slot = self._slot(node) if reserved else None
+        strategy = (
+            PlacementGroupSchedulingStrategy(slot, placement_group_bundle_index=0)
+            if slot is not None
+            else NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
+        )
+        actor = WorkerActor.options(
+            name=f"{config.run.name}/{name}",
+            num_cpus=self.demand["CPU"] if reserved else 0,
+            num_gpus=self.demand.get("GPU", 0) if reserved else 0,
+            scheduling_strategy=strategy,
+        ).remote(name, config.to_dict(), node.keeper, node.address, self.token)
+        self.workers[name] = WorkerHandle(name, node_name, actor, slot)
+        return actor.warm.remote(node_name, data_folder)
+
+    def _slot(self, node: Node) -> PlacementGroup:
+        if self._free_slots[node.name]:
+            return self._free_slots[node.name].pop()
+        return placement_group(
+            [self.demand],
+            name=f"{self.config.run.name}/slot-{next(iter(self._numbers))}-{node.name}",
+            bundle_label_selector=[{"ray.io/node-id": node.ray_id}],
+        )
+
+    def drop_worker(self, name: str) -> None:
+        """End a worker, if it still lives, and keep its slot for the next one."""
+        worker = self.workers.pop(name, None)
+        if worker is None:
+            return
+        ray.kill(worker.actor)
+        if worker.slot is not None and worker.node in self.nodes:
+            self._free_slots[worker.node].append(worker.slot)
+
+    def drop_node(self, name: str) -> None:
+        """Give up on a node and everything on it."""
+        node = self.nodes.pop(name)
+        self.banned.add(node.ray_id)
+        for worker in [w.name for w in self.workers.values() if w.node == name]:
+            handle = self.workers.pop(worker)
+            ray.kill(handle.actor)
+            if handle.slot is not None:
+                remove_placement_group(handle.slot)
+        for slot in self._free_slots.pop(name, []):
+            remove_placement_group(slot)
+        ray.kill(node.keeper)
+
+    def close(self) -> None:
+        """End every actor and give back every slot."""
+        for name in list(self.nodes):
+            self.drop_node(name)

@@ -1,0 +1,130 @@
+"""A run's own folder: the lock that makes its driver the only one, the config it began with, its live state.
+
+For a storage that is no folder (s3://, gs://) the journal is kept in a folder of this machine and copied to the
+storage every few seconds; a run that is resumed on another machine fetches it from there first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from elastictrain.config import TrainConfig, blocking_changes
+from elastictrain.errors import ConfigError, RunConflictError
+from elastictrain.status import Status
+from elastictrain.storage import Storage
+
+MIRROR_EVERY_S = 5.0
+_CONFIG = "config.json"
+_STATUS = "status.json"
+_JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""Where Ray unpacks the copy of the working directory in which a submitted job runs."""
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with an absolute run.storage, the same for every process of the run.
+
+    A submitted job runs in a passing copy of the user's folder: there, a relative storage is taken to be under
+    ~/.elastictrain, so that the next submission finds the run.
+    """
+    storage = config.run.storage
+    if "://" in storage:
+        return config
+    root = Path.home() / ".elastictrain" if _JOB_FOLDER in os.getcwd() else Path.cwd()
+    path = str((root / Path(storage).expanduser()).resolve())
+    return config.model_copy(update={"run": config.run.model_copy(update={"storage": path})})
+
+
+class RunHome:
+    """The folder of one run on the driver's machine."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        storage = Storage.open(config.run.storage)
+        storage.check_writable()
+        self.storage = storage.run(config.run.name)
+        spool = Path.home() / ".elastictrain" / "spool" / sha256(storage.uri.encode()).hexdigest()[:16]
+        self.root = storage.local or spool
+        """Holds the token shards and, unless told otherwise, the MLflow store."""
+        self.folder = self.root / config.run.name
+        self._remote = storage.local is None
+        self._config = config
+        self._mirrored = 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._remote:
+            self._fetch()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run until the block or the process ends; raises RunConflictError when another process has it."""
+        with open(self.folder / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise RunConflictError(
+                    f"run {self._config.run.name!r} is being trained now by process {holder} ({self.folder}). Wait "
+                    f"for it, stop it, or choose another run.name."
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
+    def check_config(self) -> None:
+        """Remember the config of a new run; raises RunConflictError when this one can't continue the run."""
+        path = self.folder / _CONFIG
+        if not path.exists():
+            self.storage.write_atomic(_CONFIG, json.dumps(self._config.to_dict(), indent=1).encode())
+            if self._remote:
+                self._fetch()
+            return
+        try:
+            begun = TrainConfig.from_dict(json.loads(path.read_bytes()), str(path))
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: {error}. Remove the folder to begin the run anew.") from None
+        changes = blocking_changes(begun, self._config)
+        if changes:
+            told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+            raise RunConflictError(
+                f"run {self._config.run.name!r} in {self.storage.uri} can't go on with this config: {told}. Put the "
+                f"old value back, or choose another run.name to begin a new run."
+            )
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json; a disk that is full shows elsewhere, and must not stop training here."""
+        path = self.folder / f".{_STATUS}.{os.getpid()}"
+        try:
+            path.write_text(json.dumps(status.to_json()))
+            path.replace(self.folder / _STATUS)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+    def mirror(self, journal: Any, force: bool = False) -> str:
+        """Copy journal and live state to a remote storage when it is time; returns the problem, if there is one."""
+        if not self._remote or (not force and time.monotonic() < self._mirrored + MIRROR_EVERY_S):
+            return ""
+        self._mirrored = time.monotonic()
+        try:
+            journal.mirror(self.storage.write_atomic)
+            status = self.folder / _STATUS
+            if status.exists():
+                self.storage.write_atomic(_STATUS, status.read_bytes())
+        except OSError as error:
+            return f"can't copy the journal to {self.storage.uri}: {error}; it is safe in {self.folder}"
+        return ""
+
+    def _fetch(self) -> None:
+        names = [_CONFIG, *(f"journal/{name}" for name in self.storage.list("journal"))]
+        for name in names:
+            target = self.folder / name
+            if self.storage.exists(name) and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self.storage.read(name))

@@ -1,0 +1,177 @@
+"""The keeper: one actor a node, which remembers its ranks' state and watches their processes.
+
+It outlives the workers: their snapshots lie in its memory, so a killed process costs no copy. Each committed snapshot
+is sent on to the buddy's keeper on another node, so a lost node costs one copy back. It is also the node's only voice:
+the supervisor hears of snapshots and deaths by one long poll a node, never by a message a rank.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from elastictrain.checkpoint.arena import Arena, ArenaTicket
+from elastictrain.checkpoint.replicate import Address, ReplicaClient, ReplicaServer
+from elastictrain.checkpoint.store import CheckpointStore
+from elastictrain.checkpoint.vault import Vault
+from elastictrain.errors import ElasticTrainError, StaleGenerationError
+from elastictrain.events import Cause
+from elastictrain.runtime.board import BOARD_BYTES, Board, Progress
+from elastictrain.runtime.mailbox import Mailbox
+from elastictrain.runtime.protocol import (
+    FaultAnnounced,
+    FenceReply,
+    KeeperEvent,
+    KeeperInfo,
+    KeeperTrouble,
+    SaveReply,
+    SnapshotHeld,
+    WorkerExited,
+)
+from elastictrain.runtime.watch import ProcessWatch
+from elastictrain.state.manifest import ShardEntry
+from elastictrain.state.tensors import ShardHeader, ShardIndex
+from elastictrain.storage import Storage
+
+KEEPER_THREADS = 64
+"""Calls that may wait at once: each rank's commit, the supervisor's poll, durable writes."""
+
+REPLICA_TIMEOUT_S = 10.0
+"""After so long without an answer a buddy counts as lost, and training goes on without it."""
+
+
+class Keeper:
+    """Runs as a Ray actor; see the module."""
+
+    def __init__(self, run: str, node: str, storage: str, token: bytes, host: str, durable_every: int) -> None:
+        self._node, self._token, self._durable_every = node, token, durable_every
+        self._vault = Vault(node)
+        self._server = ReplicaServer(self._vault, host, token)
+        self._store = CheckpointStore(Storage.open(storage).run(run))
+        self._mail: Mailbox[KeeperEvent] = Mailbox()
+        self._boards: dict[str, Arena] = {}
+        self._watch = ProcessWatch(self._exited)
+        self._lock = threading.Lock()
+        self._buddy: Address | None = None
+        self._links: dict[int, ReplicaClient] = {}
+        self._copies: dict[tuple[int, int, int], tuple[memoryview, float]] = {}
+
+    def describe(self) -> KeeperInfo:
+        """Who and where."""
+        return KeeperInfo(self._node, os.getpid(), self._server.address)
+
+    # ------------------------------------------------------------------------------------------ for the supervisor
+
+    def poll(self, after: int, timeout_s: float) -> list[tuple[int, KeeperEvent]]:
+        """Events since number `after`; waits for the first."""
+        return self._mail.read(after, timeout_s)
+
+    def progress(self) -> dict[str, Progress]:
+        """Where every worker of this node is."""
+        return {worker: Board(board.buffer).read() for worker, board in list(self._boards.items())}
+
+    def set_buddy(self, address: Address | None) -> None:
+        """Send replicas to this keeper from now on."""
+        with self._lock:
+            self._buddy = address
+            stale, self._links = self._links, {}
+        for link in stale.values():
+            link.close()
+
+    def fence(self, generation: int, after: int) -> FenceReply:
+        """Refuse everything below `generation` from now on, and tell what is held and whole.
+
+        Ask when that generation's workers are quiet: what one is copying at this moment is lost.
+        """
+        progress = self.progress()
+        self._vault.fence(generation)
+        return FenceReply(tuple(self._vault.inventory(verify=True)), tuple(self._mail.read(after)), progress)
+
+    def release(self, before_generation: int) -> None:
+        """Forget what older generations left: a newer one has its own snapshots."""
+        self._vault.release(before_generation)
+
+    def save(self, generation: int, step: int, ranks: list[int], world_size: int) -> SaveReply:
+        """Write these ranks' shards of a step to storage; from the copy made when it was committed, if there is one."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            saved = list(pool.map(lambda rank: self._save(generation, step, rank, world_size), ranks))
+        return SaveReply(tuple(entry for entry, _ in saved), max(stall_s for _, stall_s in saved))
+
+    def _save(self, generation: int, step: int, rank: int, world_size: int) -> tuple[ShardEntry, float]:
+        with self._lock:
+            copy = self._copies.pop((generation, step, rank), None)
+        data, stall_s = copy or (self._vault.pin(generation, rank, step), 0.0)
+        index = self._vault.index(generation, rank)
+        return self._store.write_shard(step, rank, world_size, index, data), stall_s
+
+    # ------------------------------------------------------------------------------------------------- for workers
+
+    def enlist(self, worker: str, pid: int) -> ArenaTicket:
+        """Watch this worker's process from now on; returns the board to write progress on."""
+        board = Arena.create(BOARD_BYTES)
+        self._boards[worker] = board
+        self._watch.add(worker, pid)
+        return board.ticket
+
+    def attach(self, generation: int, rank: int, world_size: int, index: ShardIndex) -> tuple[ArenaTicket, ArenaTicket]:
+        """Two buffers for this rank's snapshots in this generation."""
+        return self._vault.attach(generation, rank, world_size, index)
+
+    def commit(self, header: ShardHeader, buffer: int) -> None:
+        """A snapshot is complete in that buffer, and counts from now on."""
+        self._vault.commit(header, buffer)
+        if header.step % self._durable_every == 0:
+            self._copy(header)
+
+    def replicate(self, header: ShardHeader) -> None:
+        """Give the buddy a committed snapshot and tell the supervisor; returns when it has it, or can't be reached."""
+        self._mail.put(SnapshotHeld(header, self._replicate(header)))
+
+    def announce(self, index: int, step: int, rank: int) -> None:
+        """A planned fault strikes next."""
+        self._mail.put(FaultAnnounced(time.time(), index, step, rank))
+
+    def _copy(self, header: ShardHeader) -> None:
+        """Keep this step's bytes for the durable writer, however far training goes on meanwhile."""
+        begun = time.monotonic()
+        data = self._vault.pin(header.generation, header.rank, header.step)
+        with self._lock:
+            for key in [k for k in self._copies if k[2] == header.rank]:
+                del self._copies[key]
+            self._copies[header.generation, header.step, header.rank] = data, time.monotonic() - begun
+
+    def _replicate(self, header: ShardHeader) -> bool:
+        with self._lock:
+            buddy, link = self._buddy, self._links.get(header.rank)
+        if buddy is None:
+            return False
+        try:
+            if link is None:
+                link = ReplicaClient(buddy, self._token, timeout_s=REPLICA_TIMEOUT_S)
+                with self._lock:
+                    self._links[header.rank] = link
+            index = self._vault.index(header.generation, header.rank)
+            link.put(header, index, self._vault.view(header.generation, header.rank, header.step))
+        except StaleGenerationError:
+            return False
+        except ElasticTrainError as error:
+            with self._lock:
+                self._links.pop(header.rank, None)
+                given_up, self._buddy = self._buddy == buddy, None
+            if given_up:
+                self._mail.put(KeeperTrouble("replica", f"node {self._node} has no copy elsewhere for now: {error}"))
+            return False
+        return True
+
+    def _exited(self, worker: str, at: float, cause: Cause) -> None:
+        board = self._boards.pop(worker)
+        progress = Board(board.buffer).read()
+        self._mail.put(WorkerExited(worker, at, cause, progress.generation, progress.step, progress.phase))
+        board.close()
+
+
+KeeperActor = ray.remote(num_cpus=0, max_concurrency=KEEPER_THREADS)(Keeper)

@@ -1,0 +1,117 @@
+"""The live state of a run, kept up to date from events: what the terminal shows and `status.json` holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+
+from elastictrain.config import TrainConfig
+from elastictrain.control.state import State
+from elastictrain.events import Event, FailureDetected, GenerationStarted, Recovered, RunEnded, StepCommitted
+from elastictrain.runtime.board import Progress
+from elastictrain.runtime.fleet import Fleet
+from elastictrain.status import NodeStatus, RunState, StandbyStatus, Status, WorkerStatus
+
+PUBLISH_EVERY_S = 0.25
+_RECENT_STEPS = 20
+
+
+class Live:
+    """Folds events; `publish` hands out a Status when one is due."""
+
+    def __init__(
+        self, config: TrainConfig, attempt: int, step: int, started_at: float, show: Callable[[Status], None]
+    ) -> None:
+        self._config, self._attempt, self._show = config, attempt, show
+        self._started_at = started_at
+        self.status: RunState = "starting"
+        self.message = ""
+        self.step = step
+        self.generation = 0
+        self.loss: float | None = None
+        self.lost_steps = 0
+        self.last_recovery_s: float | None = None
+        self._layout = ""
+        self._world_size = 0
+        self._compute_s = 0.0
+        self._fault_at = 0.0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        self._published = 0.0
+
+    def resume(self, compute_s: float, lost_steps: int) -> None:
+        """Count what earlier attempts did."""
+        self._compute_s, self.lost_steps = compute_s, lost_steps
+
+    def fold(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case GenerationStarted():
+                self.generation, self._world_size = event.index, event.world_size
+                layout = event.layout
+                self._layout = f"dp{layout['dp']} zero{layout['zero_stage']}"
+                self._recent.clear()
+            case StepCommitted():
+                self.step, self.loss, self.status = event.step, event.loss, "running"
+                step_s = event.finished_at - event.begun_at
+                self._compute_s += step_s - event.data_wait_s - event.snapshot_stall_s
+                self._recent.append((event.finished_at, event.num_tokens))
+            case FailureDetected():
+                self.status, self._fault_at = "recovering", event.at
+            case Recovered():
+                self.lost_steps += event.lost_steps
+                self.last_recovery_s = event.at - self._fault_at
+            case RunEnded():
+                self.status = event.status
+
+    def publish(self, fleet: Fleet | None, state: State | None, progress: dict[str, Progress], force: bool) -> None:
+        """Show the state if the last time was long enough ago."""
+        now = time.time()
+        if not force and now - self._published < PUBLISH_EVERY_S:
+            return
+        self._published = now
+        workers: list[WorkerStatus] = []
+        standbys: list[StandbyStatus] = []
+        nodes: list[NodeStatus] = []
+        if fleet is not None and state is not None:
+            grouped = state.phase in ("forming", "running")
+            for name, handle in fleet.workers.items():
+                at = progress.get(name)
+                pid = handle.info.pid if handle.info else 0
+                if grouped and name in state.members:
+                    rank = state.members.index(name)
+                    doing = (at.phase, at.step) if at else ("forming", self.step)
+                    workers.append(WorkerStatus(rank, name, pid, handle.node, *doing))
+                elif handle.info is not None:
+                    standbys.append(StandbyStatus(name, pid, handle.node))
+            nodes = [NodeStatus(n.name, n.address, True) for n in fleet.nodes.values()]
+        self._show(
+            Status(
+                run=self._config.run.name,
+                status=self.status,
+                attempt=self._attempt,
+                step=self.step,
+                steps=self._config.train.steps,
+                world_size=self._world_size,
+                layout=self._layout,
+                generation=self.generation,
+                loss=self.loss,
+                tokens_per_s=self._tokens_per_s(),
+                goodput=min(1.0, self._compute_s / max(now - self._started_at, 1e-9)),
+                lost_steps=self.lost_steps,
+                last_recovery_s=self.last_recovery_s,
+                message=self.message,
+                workers=tuple(sorted(workers, key=lambda w: w.rank)),
+                standbys=tuple(standbys),
+                nodes=tuple(nodes),
+                driver_pid=os.getpid(),
+                updated_at=now,
+            )
+        )
+
+    def _tokens_per_s(self) -> float:
+        if len(self._recent) < 2:
+            return 0.0
+        seconds = self._recent[-1][0] - self._recent[0][0]
+        return sum(tokens for _, tokens in list(self._recent)[1:]) / max(seconds, 1e-9)

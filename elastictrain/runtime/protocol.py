@@ -1,0 +1,187 @@
+"""What supervisor, keepers and workers say to each other. Plain frozen data; big things travel once, by reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+from elastictrain.checkpoint.source import LocatedShard
+from elastictrain.checkpoint.vault import StoredShard
+from elastictrain.config import Fault
+from elastictrain.events import Cause, Source
+from elastictrain.plan.layout import Layout
+from elastictrain.runtime.board import Progress
+from elastictrain.state.manifest import ShardEntry
+from elastictrain.state.tensors import LogicalTensor, ShardHeader
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one rank tells of one step: enough to put the step's story together from all ranks'."""
+
+    step: int
+    micro_batches: tuple[tuple[int, float, tuple[int, ...]], ...]
+    """(global index, loss, sample ids) of each of this rank's micro-batches."""
+    num_tokens: int
+    begun_at: float
+    finished_at: float
+    learning_rate: float
+    grad_norm: float
+    data_wait_s: float
+    snapshot_stall_s: float
+
+
+def pack_records(records: list[StepRecord]) -> str:
+    """Records as JSON text, to travel with a shard."""
+    return json.dumps([asdict(r) for r in records])
+
+
+def unpack_records(note: str) -> list[StepRecord]:
+    """Inverse of `pack_records`."""
+    return [
+        StepRecord(**{**row, "micro_batches": tuple((g, loss, tuple(ids)) for g, loss, ids in row["micro_batches"])})
+        for row in json.loads(note or "[]")
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- keeper -> supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotHeld:
+    """One rank's snapshot is in this keeper's memory, and at its buddy when `replicated`."""
+
+    header: ShardHeader
+    replicated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """A worker process on this node ended."""
+
+    worker: str
+    at: float
+    cause: Cause
+    generation: int
+    step: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class FaultAnnounced:
+    """A planned fault is about to strike a worker on this node."""
+
+    at: float
+    index: int
+    step: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperTrouble:
+    """Something that the user should know, such as a buddy that can't be reached."""
+
+    topic: str
+    message: str
+
+
+KeeperEvent: TypeAlias = SnapshotHeld | WorkerExited | FaultAnnounced | KeeperTrouble
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperInfo:
+    """A keeper that is up."""
+
+    node: str
+    pid: int
+    replica_address: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FenceReply:
+    """What a keeper has once it refuses all older generations."""
+
+    held: tuple[StoredShard, ...]
+    """Verified snapshots."""
+    events: tuple[tuple[int, KeeperEvent], ...]
+    """Numbered events that the supervisor has not seen."""
+    progress: Mapping[str, Progress]
+    """Where each worker of the node was."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReply:
+    """Shards that a keeper has written to storage."""
+
+    entries: tuple[ShardEntry, ...]
+    stall_s: float
+    """Longest that a rank may have waited for the copy that was written."""
+
+
+# ---------------------------------------------------------------------------------------------- supervisor <-> worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker that is warm."""
+
+    worker: str
+    pid: int
+    node: str
+    rendezvous: str
+    """host:port of its store, for the generations in which it is rank 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFrom:
+    """Where a generation's state comes from."""
+
+    source: Source
+    step: int
+    shards: tuple[LocatedShard, ...] = ()
+    """By rank of the generation that made them (source memory)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormOrder:
+    """A rank's part in a new generation."""
+
+    generation: int
+    rank: int
+    layout: Layout
+    rendezvous: str
+    faults: tuple[tuple[int, Fault], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FormReply:
+    """A rank has its group, engine and state."""
+
+    seconds: dict[str, float]
+    """rendezvous, engine, restore"""
+    tensors: tuple[LogicalTensor, ...]
+    """All of the state's, from rank 0; empty from others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a rank's training in one generation ended."""
+
+    kind: Literal["finished", "paused", "aborted", "peers_broken", "raised"]
+    step: int
+    """The last step done, or the one in which it broke."""
+    at: float
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The finished model on held-out text."""
+
+    loss: float
+    bits_per_byte: float
+    gzip_bits_per_byte: float
+    num_bytes: int
+    sample: str

@@ -1,0 +1,196 @@
+"""What a rank does on its training thread: form, train, leave. Holds the engine, the stream and the snapshot writer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from elastictrain.checkpoint.snapshot import SnapshotWriter
+from elastictrain.checkpoint.source import memory_source
+from elastictrain.checkpoint.store import CheckpointStore
+from elastictrain.config import TrainConfig
+from elastictrain.data.manifest import Manifest
+from elastictrain.data.order import SampleOrder, dropout_seed
+from elastictrain.data.shards import TokenShards
+from elastictrain.data.stream import TokenStream
+from elastictrain.engine.base import Engine, Phase
+from elastictrain.engine.group import RankGroup, Rendezvous
+from elastictrain.engine.schedule import learning_rate
+from elastictrain.engine.warm import warm
+from elastictrain.engine.zero import build_engine
+from elastictrain.errors import PeerLostError
+from elastictrain.faults import FaultPlan
+from elastictrain.runtime.board import Board
+from elastictrain.runtime.evaluate import evaluate
+from elastictrain.runtime.protocol import (
+    Evaluation,
+    FormOrder,
+    FormReply,
+    RestoreFrom,
+    StepRecord,
+    pack_records,
+)
+from elastictrain.state.tensors import ShardHeader
+from elastictrain.storage import Storage
+from elastictrain.workloads import build_workload
+
+
+class RankProgram:
+    """One process's part in the run, over all generations. `abort` and `pause` may be called from other threads."""
+
+    def __init__(
+        self, config: TrainConfig, data_folder: Path, node: str, host: str, keeper: Any, token: bytes, board: Board
+    ) -> None:
+        self._config, self._keeper, self._token, self._board = config, keeper, token, board
+        self._node, self._host = node, host
+        self._manifest = Manifest.load(data_folder)
+        self._shards = TokenShards(self._manifest)
+        self._order = SampleOrder(len(self._shards), config.train.seed)
+        self._workload = build_workload(config, self._manifest.vocab_size)
+        self._group: RankGroup | None = None
+        self._engine: Engine | None = None
+        self._stream: TokenStream | None = None
+        self._snapshots: SnapshotWriter | None = None
+        self._unsaid: list[StepRecord] = []
+        self._aborted = False
+        self._pause_at: int | None = None
+
+    def warm(self) -> str:
+        """Make later engines cheap; returns the address of this process's rendezvous."""
+        warm(self._workload, self._config)
+        self._rendezvous = Rendezvous.serve(self._host)
+        return self._rendezvous.address
+
+    # --------------------------------------------------------------------------------------------------- formation
+
+    def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
+        """Join the group, build the engine, load the state, prepare the stream and the snapshot buffers."""
+        self._aborted, self._pause_at = False, None
+        self._order_of, self._first_step = order, restore.step + 1
+        self._board.write(order.generation, restore.step, "forming")
+        clock = _Clock()
+        layout = order.layout
+        self._group = RankGroup(order.rendezvous, order.generation, order.rank, layout.world_size)
+        self._group.form()
+        clock.lap("rendezvous")
+        engine = self._engine = build_engine(self._workload, self._config, layout, self._group)
+        clock.lap("engine")
+        if restore.source == "memory":
+            shards = [replace(s, address=None) if s.stored.where == self._node else s for s in restore.shards]
+            engine.import_state(memory_source(shards, self._token))
+        elif restore.source == "durable":
+            store = CheckpointStore(Storage.open(self._config.run.storage).run(self._config.run.name))
+            engine.import_state(store.open(restore.step))
+        clock.lap("restore")
+        attached = self._keeper.attach.remote(order.generation, order.rank, layout.world_size, engine.shard_index())
+        self._stream = TokenStream(self._shards, self._order, layout, order.rank, self._first_step)
+        self._faults = FaultPlan(order.faults, order.rank, self._announce)
+        self._snapshots = SnapshotWriter(
+            ray.get(attached), order.generation, order.rank, layout.world_size, self._commit
+        )
+        return FormReply(clock.laps, engine.tensors() if order.rank == 0 else ())
+
+    def _announce(self, index: int, step: int) -> None:
+        ray.get(self._keeper.announce.remote(index, step, self._order_of.rank))
+
+    def _commit(self, header: ShardHeader, buffer: int) -> Callable[[], None]:
+        ray.get(self._keeper.commit.remote(header, buffer))
+        replica = self._keeper.replicate.remote(header)
+        return lambda: ray.get(replica)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def train(self) -> tuple[int, bool]:
+        """Train from the first step on; returns the last step done, and whether that was because of a pause."""
+        config, engine, stream, snapshots = self._config, self._engine, self._stream, self._snapshots
+        if engine is None or stream is None or snapshots is None:
+            raise PeerLostError("this rank has left its group")
+        self._unsaid = []
+        step = self._first_step - 1
+        while step < config.train.steps and not (paused := self._pause_at is not None and step >= self._pause_at):
+            step += 1
+            self._unsaid.append(self._step(step, engine, stream, snapshots))
+            if step % config.snapshot.every == 0 or step == config.train.steps or step == self._pause_at:
+                self._snapshot(step, engine, snapshots)
+        snapshots.wait()
+        self._board.write(self._order_of.generation, step, "idle")
+        return step, paused
+
+    def _step(self, step: int, engine: Engine, stream: TokenStream, snapshots: SnapshotWriter) -> StepRecord:
+        seed, generation = self._config.train.seed, self._order_of.generation
+        begun_at = time.time()
+        self._board.write(generation, step, "data")
+        batches = next(stream)
+        stall_s = 0.0
+
+        def on_phase(phase: Phase) -> None:
+            self._board.write(generation, step, phase)
+            if self._aborted:
+                raise PeerLostError(f"generation {generation} was fenced")
+            self._faults.strike(step, phase)
+
+        def before_update() -> None:
+            nonlocal stall_s
+            stall_s = snapshots.wait()
+
+        rate = learning_rate(self._config.train, step)
+        result = engine.train_step(
+            [(dropout_seed(seed, step, micro.global_index), {"tokens": tokens}) for micro, tokens in batches],
+            learning_rate=rate,
+            before_update=before_update,
+            on_phase=on_phase,
+        )
+        micro_batches = tuple(
+            (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(batches, result.losses, strict=True)
+        )
+        num_tokens = sum(self._workload.num_tokens({"tokens": tokens}) for _, tokens in batches)
+        return StepRecord(
+            step, micro_batches, num_tokens, begun_at, time.time(), rate, result.grad_norm, stream.last_wait_s, stall_s
+        )
+
+    def _snapshot(self, step: int, engine: Engine, snapshots: SnapshotWriter) -> None:
+        order = self._order_of
+        self._board.write(order.generation, step, "snapshot")
+        self._faults.strike(step, "snapshot")
+        snapshots.begin(step, engine.export_into, engine.scalars(), pack_records(self._unsaid))
+        self._unsaid = []
+
+    def pause(self, generation: int, step: int) -> None:
+        """Stop after this step of this generation."""
+        if self._order_of.generation == generation:
+            self._pause_at = step
+
+    # ----------------------------------------------------------------------------------------------------- leaving
+
+    def abort(self) -> None:
+        """Break whatever collective the training thread is in."""
+        self._aborted = True
+        if self._group is not None:
+            self._group.abort()
+
+    def leave(self) -> None:
+        """Drop everything of the generation but the process."""
+        for part in (self._snapshots, self._stream, self._engine, self._group):
+            if part is not None:
+                part.close()
+        self._snapshots = self._stream = self._engine = self._group = None
+
+    def evaluate(self, storage: str, step: int) -> Evaluation:
+        """The model of a durable checkpoint on held-out text."""
+        store = CheckpointStore(Storage.open(storage).run(self._config.run.name))
+        return evaluate(self._workload, self._config, self._manifest, store.open(step))
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self._last = now - self._last, now

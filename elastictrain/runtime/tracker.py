@@ -1,0 +1,73 @@
+"""The tracker: the one process that writes to MLflow, off the training path, from the journal alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from elastictrain.config import TrainConfig
+from elastictrain.runtime.home import RunHome
+from elastictrain.tracking.deliver import Deliverer, Delivery
+from elastictrain.tracking.mlflow_record import TrackingUnavailableError, default_uri
+
+EVERY_S = 2.0
+_ROUND_S = 10.0
+
+
+class Tracker:
+    """Runs as a Ray actor on the driver's node, where the journal is."""
+
+    def __init__(self, folder: str, uri: str, experiment: str, run: str) -> None:
+        self._deliverer = Deliverer(Path(folder), uri, experiment, run)
+        self._lock = threading.Lock()
+        self._last = Delivery(done=False)
+        threading.Thread(target=self._deliver_for_ever, name="deliver", daemon=True).start()
+
+    def _deliver_for_ever(self) -> None:
+        while True:
+            self._deliver(_ROUND_S)
+            time.sleep(EVERY_S)
+
+    def _deliver(self, timeout_s: float) -> Delivery:
+        with self._lock:
+            self._last = self._deliverer.deliver(timeout_s)
+            return self._last
+
+    def problem(self) -> str:
+        """Why the store could not take the last delivery; empty when all is well."""
+        return self._last.problem
+
+    def flush(self, timeout_s: float) -> tuple[bool, str, str]:
+        """Deliver what is left: (all delivered, problem, MLflow run id)."""
+        delivery = self._deliver(timeout_s)
+        return delivery.done, delivery.problem, self._deliverer.run_id
+
+    def recorded(self) -> dict[int, str] | None:
+        """SHA-256 of each checkpoint in the record, by step; None when the record can't be read."""
+        with self._lock:
+            if not self._deliverer.deliver(_ROUND_S).done:
+                return None
+            try:
+                return {c.step: c.sha256 for c in self._deliverer.checkpoints() if not c.removed}
+            except TrackingUnavailableError:
+                return None
+
+
+def tracking_uri(config: TrainConfig, home: RunHome) -> str:
+    """The MLflow store of this run."""
+    return config.tracking.uri or default_uri(home.root)
+
+
+def start_tracker(config: TrainConfig, home: RunHome, attempt: int) -> Any:
+    """Start the tracker next to this process; Ray restarts it when it dies, and it goes on from its position."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)(Tracker)
+    return actor.options(
+        name=f"{config.run.name}/tracker-{attempt}",
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+    ).remote(str(home.folder), tracking_uri(config, home), config.tracking.experiment, config.run.name)

@@ -1,0 +1,113 @@
+"""The worker: one actor a rank or standby. It lives as long as it can: a failure elsewhere costs it only its engine.
+
+Two kinds of thread: actor calls come in on Ray's; everything of torch and DeepSpeed happens on the one training
+thread. The training loop runs by itself; nobody sends a message per step.
+
+    train:  for each step: next batches -> forward, backward -> wait for the last snapshot's copy and replicas
+            -> update -> begin the next snapshot's copy in the background
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from elastictrain.checkpoint.arena import Arena
+from elastictrain.config import TrainConfig
+from elastictrain.events import Cause
+from elastictrain.runtime.board import Board
+from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
+
+WORKER_THREADS = 8
+"""Control calls that may be under way beside the training thread."""
+
+
+class Worker:
+    """Runs as a Ray actor; see the module."""
+
+    def __init__(self, worker: str, config: dict[str, Any], keeper: Any, host: str, token: bytes) -> None:
+        self._worker, self._host, self._token = worker, host, token
+        self._config = TrainConfig.from_dict(config)
+        self._keeper = keeper
+        self._board = Board(Arena.open(ray.get(keeper.enlist.remote(worker, os.getpid()))).buffer)
+        self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._rank: Any = None
+        self._fenced = -1
+        self._lock = threading.Lock()
+
+    def warm(self, node: str, data_folder: str) -> WorkerInfo:
+        """Import everything, build and drop one engine, so that later ones cost milliseconds."""
+        return self._training.submit(self._warm, node, data_folder).result()
+
+    def _warm(self, node: str, data_folder: str) -> WorkerInfo:
+        from elastictrain.runtime.rank import RankProgram
+
+        self._rank = RankProgram(
+            self._config, Path(data_folder), node, self._host, self._keeper, self._token, self._board
+        )
+        return WorkerInfo(self._worker, os.getpid(), node, self._rank.warm())
+
+    def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
+        """Join the group of a generation, build the engine, load the state."""
+        work = self._training.submit(self._guarded, order.generation, lambda: self._rank.form(order, restore))
+        reply: FormReply = work.result()
+        return reply
+
+    def train(self, generation: int) -> Outcome:
+        """Train until the last step, a pause or a failure; says which."""
+        return self._training.submit(self._train, generation).result()
+
+    def _train(self, generation: int) -> Outcome:
+        try:
+            step, paused = self._guarded(generation, self._rank.train)
+            return Outcome("paused" if paused else "finished", step, time.time())
+        except Exception as error:  # noqa: BLE001 - user code may raise anything; it goes to the supervisor whole
+            return self._explain(error, generation)
+
+    def _guarded(self, generation: int, work: Callable[[], Any]) -> Any:
+        if generation < self._fenced:
+            raise InterruptedError(f"generation {generation} was fenced")
+        return work()
+
+    def _explain(self, error: Exception, generation: int) -> Outcome:
+        from elastictrain.engine.failures import classify
+        from elastictrain.errors import PeerLostError
+
+        at, step = time.time(), self._board.read().step
+        if generation < self._fenced:
+            return Outcome("aborted", step, at)
+        text = "".join(traceback.format_exception(error))
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(classify(error), PeerLostError) or isinstance(error, RayError):
+            return Outcome("peers_broken", step, at, Cause("collective", line, text, type(error).__name__))
+        return Outcome("raised", step, at, Cause("exception", line, text, type(error).__name__))
+
+    def quiet(self, generation: int) -> None:
+        """Leave everything below `generation`: break its collectives, wait for the training thread, drop the engine."""
+        with self._lock:
+            self._fenced = max(self._fenced, generation)
+        if self._rank is not None:
+            self._rank.abort()
+            self._training.submit(self._rank.leave).result()
+
+    def pause(self, generation: int, step: int) -> None:
+        """Stop after this step, if this generation still trains then."""
+        if self._rank is not None:
+            self._rank.pause(generation, step)
+
+    def evaluate(self, storage: str, step: int) -> Evaluation:
+        """The model of a durable checkpoint on held-out text."""
+        evaluation: Evaluation = self._training.submit(self._rank.evaluate, storage, step).result()
+        return evaluation
+
+
+WorkerActor = ray.remote(max_concurrency=WORKER_THREADS)(Worker)

@@ -1,0 +1,346 @@
+"""`ElasticTrainer(config).fit()`: everything put together, in the order in which it happens.
+
+storage, lock, config of the run -> corpus -> cluster -> token shards -> supervisor -> last checkpoint -> evaluation
+-> report
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
+from elastictrain.config import TrainConfig
+from elastictrain.control.vocabulary import End, RestorePoint
+from elastictrain.data.corpus import find_documents
+from elastictrain.data.order import EMPTY_CHAIN
+from elastictrain.data.prepare import prepare
+from elastictrain.errors import ElasticTrainError, InfrastructureError, UserCodeError
+from elastictrain.events import (
+    Cause,
+    CheckpointRejected,
+    DataReady,
+    Evaluated,
+    Event,
+    FaultInjected,
+    GenerationStarted,
+    RunEnded,
+    RunStarted,
+    Warned,
+)
+from elastictrain.progress import ProgressListener
+from elastictrain.runtime.cluster import connected
+from elastictrain.runtime.fleet import Fleet
+from elastictrain.runtime.home import RunHome, settled
+from elastictrain.runtime.live import Live
+from elastictrain.runtime.supervisor import StartPoint, Supervisor
+from elastictrain.runtime.tracker import start_tracker, tracking_uri
+from elastictrain.status import Status
+from elastictrain.tracking.html import render_html
+from elastictrain.tracking.journal import Journal, next_attempt, read_journal
+from elastictrain.tracking.report import build_report
+
+SAVE_TIMEOUT_S = 600.0
+FLUSH_TIMEOUT_S = 20.0
+DATA_FOLDER = "_data"
+"""Of the storage: no run's name begins with an underscore."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call of `fit` came to."""
+
+    run: str
+    status: str
+    steps: int
+    metrics: dict[str, float]
+    checkpoint: str | None
+    """URI of the newest durable checkpoint."""
+    run_id: str | None
+    """Of the MLflow run; None while MLflow has not been reached."""
+    report: Path
+    """One self-contained HTML file."""
+    mlflow_uri: str
+    evaluation: Evaluated | None
+    report_data: dict[str, Any]
+    """As `elastictrain report --json` prints it; see docs/report.md."""
+
+
+class ElasticTrainer:
+    """Trains the run that the config describes, or continues it from where it stands."""
+
+    def __init__(self, config: TrainConfig, *, progress: ProgressListener | None = None) -> None:
+        self.config = settled(config)
+        self._progress = progress
+        self._home = RunHome(self.config)
+
+    def fit(self) -> Result:
+        """Train to the end, or until a stop is asked for (SIGTERM, SIGINT).
+
+        Raises ConfigError, DataError or RunConflictError before anything starts; UserCodeError with the first rank's
+        traceback when the model or data code keeps failing; InfrastructureError when the cluster can't go on.
+        """
+        with self._home.locked():
+            self._home.check_config()
+            earlier = read_journal(self._home.folder)
+            if _is_complete(earlier, self.config.train.steps):
+                return self._result(earlier, None)
+            find_documents(self.config.data)
+            return self._attempt(earlier)
+
+    def _attempt(self, earlier: list[Event]) -> Result:
+        config, home = self.config, self._home
+        attempt = next_attempt(home.folder)
+        journal = Journal(home.folder, attempt)
+        told = list(earlier)
+
+        def emit(event: Event) -> None:
+            told.append(event)
+            journal.append(event)
+            home.mirror(journal)
+            if self._progress is not None:
+                self._progress.on_event(event)
+
+        def show(status: Status) -> None:
+            home.write_status(status)
+            if self._progress is not None:
+                self._progress.on_status(status)
+
+        begun_at = time.time()
+        live = Live(config, attempt, 0, _run_began(earlier) or begun_at, show)
+        emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
+        run_id = None
+        try:
+            with connected(config) as cluster:
+                live.message = f"cluster {cluster}"
+                live.publish(None, None, {}, force=True)
+                tracker = start_tracker(config, home, attempt)
+                try:
+                    end = self._train(earlier, emit, live, tracker)
+                except BaseException as error:
+                    end = End("failed", _cause_of(error))
+                    self._end(end, live, emit)
+                    raise
+                else:
+                    self._end(end, live, emit)
+                finally:
+                    run_id = self._flush(tracker, emit)
+        except BaseException as error:
+            if not isinstance(told[-1], RunEnded) and not any(isinstance(e, RunEnded) for e in told[len(earlier) :]):
+                self._end(End("failed", _cause_of(error)), live, emit)
+            raise
+        finally:
+            home.mirror(journal, force=True)
+            journal.close()
+            self._write_report(told)
+        if end.status == "failed":
+            raise _error(end.cause or Cause("unknown", "the run failed"))
+        return self._result(told, run_id)
+
+    def _train(self, earlier: list[Event], emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
+        config = self.config
+        store = CheckpointStore(self._home.storage)
+        live.status = "preparing"
+        live.publish(None, None, {}, force=True)
+        prepared = prepare(config, self._home.root / DATA_FOLDER)
+        manifest = prepared.manifest
+        emit(
+            DataReady(
+                time.time(),
+                str(manifest.folder),
+                manifest.sha256(),
+                manifest.num_samples,
+                manifest.num_validation_samples,
+                prepared.seconds,
+                prepared.reused,
+            )
+        )
+        live.status = "starting"
+        start = self._start_point(earlier, store, emit, tracker)
+        live.step = start.restore.step
+        fleet = Fleet(config, secrets.token_bytes(32))
+        supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
+        try:
+            with _stopping(supervisor):
+                end = supervisor.run()
+                supervisor.show("finishing")
+                saved = supervisor.save_newest(SAVE_TIMEOUT_S)
+                if end.status == "complete":
+                    if not saved:
+                        raise InfrastructureError(
+                            f"the run is trained, but its last state could not be written to {store.uri(0)[:-8]}: see "
+                            f"the warnings above. Make room there and submit again: it goes on from the last "
+                            f"checkpoint."
+                        )
+                    self._evaluate(supervisor, emit)
+                return end
+        finally:
+            fleet.close()
+
+    def _start_point(
+        self, earlier: list[Event], store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
+    ) -> StartPoint:
+        generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
+        fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
+        expected: dict[int, str] | None = None
+        found: StoredCheckpoint | None = None
+        if earlier:
+            expected = ray.get(tracker.recorded.remote())
+            if expected is None:
+                emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: storage decides"))
+
+            def reject(step: int, uri: str, problem: str) -> None:
+                emit(CheckpointRejected(time.time(), step, uri, problem))
+                if store.uri(step) == uri:
+                    store.discard(step)
+
+            found = store.newest_verified(expected, reject)
+        if found is None:
+            return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired)
+        restore = RestorePoint("durable", found.step)
+        manifest = found.manifest
+        return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired)
+
+    def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
+        step = self.config.train.steps
+        try:
+            found = supervisor.evaluate(step)
+        except RayError as error:
+            emit(Warned(time.time(), "evaluation", f"the model could not be evaluated: {str(error).splitlines()[-1]}"))
+            return
+        emit(
+            Evaluated(
+                time.time(),
+                step,
+                found.loss,
+                found.bits_per_byte,
+                found.gzip_bits_per_byte,
+                found.num_bytes,
+                found.sample,
+            )
+        )
+
+    def _end(self, end: End, live: Live, emit: Callable[[Event], None]) -> None:
+        cause = None if end.status == "complete" else end.cause
+        ended = RunEnded(time.time(), end.status, live.step, cause)
+        live.fold(ended)
+        emit(ended)
+        live.publish(None, None, {}, force=True)
+
+    def _flush(self, tracker: Any, emit: Callable[[Event], None]) -> str | None:
+        """Deliver what is left to MLflow; what can't be is delivered when the run is next submitted."""
+        try:
+            done, problem, run_id = ray.get(tracker.flush.remote(FLUSH_TIMEOUT_S), timeout=2 * FLUSH_TIMEOUT_S)
+        except RayError as error:
+            done, problem, run_id = False, str(error).splitlines()[0], ""
+        if not done:
+            emit(
+                Warned(
+                    time.time(),
+                    "tracking",
+                    f"MLflow has not taken everything ({problem or 'it is slow'}): the rest is in the journal and is "
+                    f"delivered when the run is submitted again",
+                )
+            )
+        return run_id or None
+
+    def _write_report(self, events: list[Event]) -> None:
+        path = self._home.folder / "report.html"
+        path.write_text(render_html(build_report(events)), encoding="utf-8")
+
+    def _result(self, events: list[Event], run_id: str | None) -> Result:
+        report = build_report(events)
+        kept = [c for c in report["checkpoints"] if not c["removed"]]
+        metrics = {f"perf/{key}": value for key, value in report["throughput"].items()}
+        metrics["goodput/ratio"] = report["goodput"]["ratio"]
+        if report["loss"]:
+            metrics["train/loss"] = float(report["loss"][-1][1])
+        evaluation = next((e for e in reversed(events) if isinstance(e, Evaluated)), None)
+        if evaluation is not None:
+            metrics["eval/bits_per_byte"] = evaluation.bits_per_byte
+        return Result(
+            run=self.config.run.name,
+            status=report["status"],
+            steps=report["steps"],
+            metrics=metrics,
+            checkpoint=kept[-1]["uri"] if kept else None,
+            run_id=run_id,
+            report=self._home.folder / "report.html",
+            mlflow_uri=tracking_uri(self.config, self._home),
+            evaluation=evaluation,
+            report_data=report,
+        )
+
+
+@contextmanager
+def _stopping(supervisor: Supervisor) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        supervisor.stop(f"{signal.Signals(number).name} received")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_complete(events: list[Event], steps: int) -> bool:
+    last = next((e for e in reversed(events) if isinstance(e, RunEnded)), None)
+    return last is not None and last.status == "complete" and last.step >= steps
+
+
+def _run_began(events: list[Event]) -> float | None:
+    return next((e.at for e in events if isinstance(e, RunStarted)), None)
+
+
+def _environment() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "elastictrain")}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "git_commit": _git_commit(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _git_commit() -> str:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _cause_of(error: BaseException) -> Cause:
+    return Cause("exception", f"{type(error).__name__}: {error}".splitlines()[0], "", type(error).__name__)
+
+
+def _error(cause: Cause) -> ElasticTrainError:
+    if cause.kind == "exception":
+        return UserCodeError(f"{cause.traceback.rstrip() or cause.message}\n\nThe run ended because of this exception.")
+    return InfrastructureError(f"{cause.message}")

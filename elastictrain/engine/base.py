@@ -1,0 +1,73 @@
+"""The Protocol of an engine: one rank's share of training, and its state as named logical tensors.
+
+All calls of an engine come from one training thread, with one exception: `export_into` may run in another thread
+between two optimizer updates (from the end of `train_step` until the next one calls `before_update`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from elastictrain.state.source import StateSource
+from elastictrain.state.tensors import LogicalTensor, ShardIndex
+from elastictrain.workloads.base import Batch
+
+Phase = Literal["forward", "backward", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step of one rank gives."""
+
+    losses: tuple[float, ...]
+    """Mean loss of each of this rank's micro-batches, in their order."""
+    grad_norm: float
+    """Global L2 norm of the averaged gradient before clipping; inf when the update was skipped for it."""
+
+
+class Engine(Protocol):
+    """One rank of a distributed training engine."""
+
+    def train_step(
+        self,
+        micro_batches: Sequence[tuple[int, Batch]],
+        *,
+        learning_rate: float,
+        before_update: Callable[[], None],
+        on_phase: Callable[[Phase], None],
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one update.
+
+        Each micro-batch comes with the seed of its dropout. `on_phase` is called before each forward, each backward
+        and the update; `before_update` right before the update, when no export may be under way any more. Raises
+        PeerLostError when a collective broke; what the workload raises comes through as it is.
+        """
+        ...
+
+    def tensors(self) -> tuple[LogicalTensor, ...]:
+        """Every logical tensor of the whole state, `<part>/<parameter>`, the same on all ranks."""
+        ...
+
+    def shard_index(self) -> ShardIndex:
+        """What this rank exports: over all ranks every logical tensor exactly once, without padding."""
+        ...
+
+    def export_into(self, buffer: memoryview | torch.Tensor) -> None:
+        """Copy this rank's shard into `buffer`: host memory, fp32, `shard_index().numel` elements."""
+        ...
+
+    def scalars(self) -> Mapping[str, int | float]:
+        """State that is no tensor: `optimizer_step`."""
+        ...
+
+    def import_state(self, source: StateSource) -> None:
+        """Take over a whole state, whatever layout wrote it; all ranks call this together."""
+        ...
+
+    def close(self) -> None:
+        """Give the engine's memory and hooks back; the process and its group can carry another engine afterwards."""
+        ...

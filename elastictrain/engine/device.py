@@ -1,0 +1,60 @@
+"""Which device and collective backend this rank uses, and what the process must look like before deepspeed is imported.
+
+DeepSpeed reads its accelerator from the environment when it is imported, so `prepare_process` comes first; that is
+also why this room imports deepspeed inside functions. Every rank sees at most one accelerator, its own (Ray sets
+CUDA_VISIBLE_DEVICES), so the local rank is always 0. Cost: the import of torch, nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where this rank computes, and through what its collectives go."""
+
+    torch_device: torch.device
+    backend: Literal["nccl", "gloo"]
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether copies to the host cross a bus."""
+        return self.torch_device.type == "cuda"
+
+
+def current_device() -> Device:
+    """The accelerator that this process sees, else the CPU."""
+    if torch.cuda.is_available():
+        return Device(torch.device("cuda", 0), "nccl")
+    return Device(torch.device("cpu"), "gloo")
+
+
+def prepare_process() -> Device:
+    """Set up the process for DeepSpeed, import it, and return the device; idempotent. The first call takes 2 to 5 s."""
+    device = current_device()
+    if not device.is_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # deepspeed.initialize asserts on it, and no launcher has set it.
+    os.environ.setdefault("LOCAL_RANK", "0")
+
+    import deepspeed.ops
+    import deepspeed.runtime.bf16_optimizer
+
+    # The shared-memory all-reduce is compiled at first use, assumes that all ranks share a host, and leaves 69 MB a
+    # rank in /dev/shm. Declaring it unavailable here also saves DeepSpeed from trying compilers to find out.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    # BF16_Optimizer prints memory statistics, each after a full garbage collection, and has no option to stop it.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = _no_memory_report
+    # DeepSpeed calls collectives under names that torch has renamed; it says so at every engine.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    return device
+
+
+def _no_memory_report(message: str, force: bool = False) -> None:
+    return None

@@ -1,0 +1,156 @@
+"""The process group of one generation: formed, aborted from another thread, and closed, many times in one process.
+
+Every worker opens one `Rendezvous` when it starts. For each generation the supervisor names that of rank 0, and the
+ranks form a `RankGroup` through it, under keys of their own. DeepSpeed's clone of the world group is made at once too,
+so that all connections exist before training and `abort` knows them.
+
+`abort` makes every collective that blocks in this process raise within milliseconds, though its peer is alive and
+merely silent. For nccl that is its own abort. Gloo has none that works, so the connections are shut (see sockets.py).
+All ranks of a generation that is given up must be aborted or gone; one left out waits until its timeout.
+
+Cost: 5 to 10 ms to form a group of a few ranks, 1 ms to abort it, 1 ms to close it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import timedelta
+
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from elastictrain.engine.device import prepare_process
+from elastictrain.engine.failures import peer_loss_named
+from elastictrain.engine.reset import forget_group
+from elastictrain.engine.sockets import Address, listeners, loopback_interface, shut_connections
+from elastictrain.errors import PeerLostError
+
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class Rendezvous:
+    """A store server in this process, where the ranks of a generation find each other; open until the process ends."""
+
+    def __init__(self, store: TCPStore, address: str) -> None:
+        self._store = store
+        self.address = address
+        """host:port for `RankGroup`."""
+
+    @classmethod
+    def serve(cls, host: str) -> Rendezvous:
+        """Open a server on a free port of this address alone. Raises OSError when `host` is none of this machine's."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family, backlog=1024)
+        port = listener.getsockname()[1]
+        # The store would listen on all interfaces by itself, and it asks nobody for a password.
+        store = TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
+        )
+        return cls(store, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+class RankGroup:
+    """This process's membership in one generation. `form` it, then `close` it; `abort` may come from any thread."""
+
+    def __init__(
+        self,
+        address: str,
+        generation: int,
+        rank: int,
+        world_size: int,
+        *,
+        timeout_s: float = 600.0,
+        form_timeout_s: float = 60.0,
+    ) -> None:
+        """`timeout_s` bounds each collective, `form_timeout_s` the wait for the other ranks to appear."""
+        host, _, port = address.rpartition(":")
+        self._store_address: Address = (socket.gethostbyname(host) if ":" not in host else host.strip("[]"), int(port))
+        self.generation = generation
+        self.rank = rank
+        self.world_size = world_size
+        self._timeout = timedelta(seconds=timeout_s)
+        self._form_timeout = timedelta(seconds=form_timeout_s)
+        self._foreign_listeners: frozenset[Address] = frozenset()
+        self._peers: frozenset[Address] = frozenset()
+        self._backend = ""
+        self._aborted = False
+        self._restore_interface = False
+
+    def form(self) -> None:
+        """Join the other ranks; blocks until all have. Raises PeerLostError when one does not come or goes away."""
+        device = prepare_process()
+        self._backend = device.backend
+        self._use_loopback_if_alone()
+        with peer_loss_named():
+            store = PrefixStore(f"generation{self.generation}", self._connect())
+            self._foreign_listeners = listeners()
+            # new_group() takes its timeout from these module variables, and DeepSpeed passes none.
+            vars(c10d).update(default_pg_timeout=self._timeout, default_pg_nccl_timeout=self._timeout)
+            dist.init_process_group(
+                device.backend,
+                store=store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=self._form_timeout,
+                device_id=device.torch_device if device.is_cuda else None,
+            )
+            self._check_not_aborted()
+            c10d._set_pg_timeout(self._timeout)
+            self._join_deepspeed()
+            self._peers = self._exchange_listeners(store)
+        self._check_not_aborted()
+
+    def abort(self) -> None:
+        """Break every collective of this process, blocked or to come, within milliseconds; callable from any thread."""
+        self._aborted = True
+        if self._backend == "nccl":
+            if dist.is_initialized():
+                c10d._abort_process_group()
+            return
+        mine = listeners() - self._foreign_listeners if self._foreign_listeners else frozenset()
+        shut_connections(mine, self._peers | {self._store_address})
+
+    def close(self) -> None:
+        """Leave the group and free its connections and threads, whatever state it is in."""
+        if dist.is_initialized():
+            # A collective still pending on a silent peer would hold the destructor until its timeout.
+            self.abort()
+            dist.destroy_process_group()
+        forget_group()
+        if self._restore_interface:
+            os.environ.pop(_INTERFACE, None)
+            self._restore_interface = False
+
+    def _connect(self) -> TCPStore:
+        host, port = self._store_address
+        # The store retries a refused connection until its timeout; a live worker's server never refuses.
+        socket.create_connection((host, port), timeout=self._form_timeout.total_seconds()).close()
+        return TCPStore(host, port, is_master=False, timeout=self._form_timeout, use_libuv=True)
+
+    def _join_deepspeed(self) -> None:
+        import deepspeed
+        from deepspeed.utils import groups
+
+        deepspeed.init_distributed(dist_backend=self._backend, auto_mpi_discovery=False, timeout=self._timeout)
+        groups._clone_world_group()
+
+    def _exchange_listeners(self, store: Store) -> frozenset[Address]:
+        mine = sorted(listeners() - self._foreign_listeners)
+        store.set(f"listeners/{self.rank}", json.dumps(mine))
+        others = [f"listeners/{rank}" for rank in range(self.world_size) if rank != self.rank]
+        store.wait(others, self._form_timeout)
+        return frozenset((host, port) for key in others for host, port in json.loads(store.get(key)))
+
+    def _use_loopback_if_alone(self) -> None:
+        # A rendezvous on 127.x.x.x means that all ranks share this machine. Gloo would take the address that the host
+        # name resolves to, which may be none, or one that other machines reach.
+        if self._store_address[0].startswith("127.") and _INTERFACE not in os.environ:
+            os.environ[_INTERFACE] = loopback_interface()
+            self._restore_interface = True
+
+    def _check_not_aborted(self) -> None:
+        if self._aborted:
+            raise PeerLostError(f"generation {self.generation} was given up while rank {self.rank} joined it")

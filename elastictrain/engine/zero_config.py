@@ -1,0 +1,70 @@
+"""What DeepSpeed is told: the config and the optimizer of one layout (pure, but for building the optimizer)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import AdamW
+
+from elastictrain.config import TrainSection
+from elastictrain.engine.device import Device
+from elastictrain.plan.layout import Layout
+from elastictrain.workloads.base import Workload
+
+_LARGEST_BUCKET = 50_000_000
+"""Elements that are reduced together, at most; ZeRO keeps a buffer of this size, two when communication overlaps."""
+
+
+def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_elements: int) -> dict[str, Any]:
+    """The config of `deepspeed.initialize`. Gradients of bf16 weights are summed in fp32, over micro-batches and ranks.
+
+    Stage 0 is the exception: DeepSpeed can accumulate its micro-batches only in the type of the weights.
+    """
+    bucket = min(_LARGEST_BUCKET, num_elements + num_elements % 2)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_clipping": 0.0 if clips_itself(train, layout) else train.grad_clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": layout.zero_stage,
+            # It maps parameters to fragments of others: exported states would be mixed up.
+            "round_robin_gradients": False,
+            "overlap_comm": device.is_cuda,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "timers": {"throughput": {"enabled": False}},
+        "steps_per_print": None,
+    }
+    if train.dtype == "bf16":
+        config["bf16"] = {"enabled": True}
+        if layout.zero_stage > 0:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def clips_itself(train: TrainSection, layout: Layout) -> bool:
+    """Whether this layout clips in the engine: plain fp32 at stage 0, whose norm DeepSpeed computes and drops."""
+    return layout.zero_stage == 0 and train.dtype == "fp32"
+
+
+def adamw(workload: Workload, train: TrainSection, parameters: Mapping[str, Tensor]) -> AdamW:
+    """AdamW with one group of decaying parameters and one of the others, in the order of the model.
+
+    The rate is 0 until the first step sets it: one of DeepSpeed's optimizers takes a step while it is built. The fused
+    kernel makes one pass over the state instead of ten, and gives the same bits every time.
+    """
+    decaying = [p for name, p in parameters.items() if workload.decays(name, p)]
+    others = [p for name, p in parameters.items() if not workload.decays(name, p)]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decaying, train.weight_decay), (others, 0.0))
+        if params
+    ]
+    return AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)

@@ -1,27 +1,25 @@
 """The run's record in an MLflow store: one MLflow run for all attempts, one logged model for each checkpoint.
 
-The only module that imports mlflow, and only when a record is opened (1.2 to 3 s, and 1.5 to 4 s more to set up a new
-SQLite store). Every call raises TrackingUnavailableError when the store is down, locked or refuses, within seconds.
-Everything is written so that writing it twice leaves what writing it once leaves.
+mlflow is imported only when a record is opened: 1.2 to 3 s, and 1.5 to 4 s more to set up a new SQLite store. Every
+call raises TrackingUnavailableError when the store is down, locked or refuses, within seconds. Everything is written
+so that writing it twice leaves what writing it once leaves.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from elastictrain.errors import InfrastructureError
 from elastictrain.events import CheckpointRemoved, CheckpointWritten
+from elastictrain.tracking import sqlite_store
 from elastictrain.tracking.lineage import Batch, cut
 from elastictrain.tracking.redact import redact
 
@@ -29,7 +27,6 @@ T = TypeVar("T")
 
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
-LOCK_TIMEOUT_S = 1.0
 
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -62,11 +59,6 @@ class CheckpointRecord:
     removed: bool
 
 
-def default_uri(storage: Path) -> str:
-    """The embedded store of the runs in this local folder."""
-    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
-
-
 class MlflowRecord:
     """One MLflow run, written by one process."""
 
@@ -80,9 +72,9 @@ class MlflowRecord:
 
             for name in ("mlflow", "alembic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-            self._database = _sqlite_file(uri)
+            self._database = sqlite_store.file_of(uri)
             if self._database and not self._database.exists():
-                _set_up(self._database)
+                sqlite_store.set_up(self._database)
             self._probe()
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment(experiment)
@@ -217,11 +209,8 @@ class MlflowRecord:
         return str(found.experiment_id)
 
     def _probe(self) -> None:
-        """Raise within a second when the SQLite store is locked or damaged: MLflow itself would wait for 20 s."""
         if self._database:
-            database = f"file:{quote(str(self._database))}?mode=rw"
-            with closing(sqlite3.connect(database, timeout=LOCK_TIMEOUT_S, uri=True)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
+            sqlite_store.probe(self._database)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -256,34 +245,6 @@ def _checkpoint(model: Any) -> CheckpointRecord:
         layout=json.loads(tags["layout"]),
         removed=tags["removed"] == "true",
     )
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    if not uri.startswith("sqlite:"):
-        return None
-    import sqlalchemy
-
-    database = sqlalchemy.make_url(uri).database
-    return Path(database).resolve() if database and database != ":memory:" else None
-
-
-def _set_up(database: Path) -> None:
-    """Make a new store under another name first: a process killed half-way leaves no half store behind."""
-    from mlflow.tracking import MlflowClient
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(database.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not database.exists():
-            unfinished = database.with_name(f"{database.name}.new")
-            unfinished.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
-            unfinished.replace(database)
-    except BlockingIOError:
-        raise TrackingUnavailableError(f"another process is setting up {database} just now") from None
-    finally:
-        os.close(folder)
 
 
 def _one_line(error: Exception) -> str:

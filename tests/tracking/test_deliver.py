@@ -1,4 +1,4 @@
-"""Delivery to a real SQLite store, a dead server and a locked database. About 12 s, most of it MLflow's set-up."""
+"""Delivery to a real SQLite store, a dead server and a locked database. About 15 s, most of it MLflow's set-up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from example_events import START_AT, Story, full_story
 from elastictrain.events import Event, StepCommitted, Warned
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.journal import Journal
-from elastictrain.tracking.mlflow_record import TrackingUnavailableError, default_uri
+from elastictrain.tracking.mlflow_record import TrackingUnavailableError
+from elastictrain.tracking.sqlite_store import default_uri
 
 EXPERIMENT = "tests"
 
@@ -257,7 +258,7 @@ def test_a_first_delivery_is_silent_and_leaves_nothing_in_the_working_folder(tmp
     code = (
         "import sys; from pathlib import Path\n"
         "from elastictrain.tracking.deliver import Deliverer\n"
-        "from elastictrain.tracking.mlflow_record import default_uri\n"
+        "from elastictrain.tracking.sqlite_store import default_uri\n"
         "assert 'mlflow' not in sys.modules\n"
         "folder = Path(sys.argv[1])\n"
         "assert Deliverer(folder, default_uri(folder.parent), 'e', 'quiet').deliver(60).done\n"

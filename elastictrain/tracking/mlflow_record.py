@@ -22,7 +22,6 @@ from elastictrain.events import CheckpointRemoved, CheckpointWritten
 from elastictrain.tracking import sqlite_store
 from elastictrain.tracking.lineage import Batch, cut
 from elastictrain.tracking.redact import redact
-from elastictrain.tracking.sqlite_store import default_uri as default_uri
 
 T = TypeVar("T")
 

@@ -1,5 +1,8 @@
 """Elastic, fault-tolerant training on Ray and DeepSpeed."""
 
+import os
+import secrets
+import sys
 from typing import TYPE_CHECKING, Any
 
 from elastictrain.config import TrainConfig
@@ -9,6 +12,13 @@ if TYPE_CHECKING:
     from elastictrain.trainer import ElasticTrainer, Result
 
 __all__ = ["ElasticTrainer", "Result", "TrainConfig", "__version__"]
+
+# Ray reads once, when it is first imported, how to authenticate. So an embedded cluster gets a token of its own here,
+# before that import, unless the environment names a cluster or a way to authenticate already.
+if "ray" not in sys.modules and not os.environ.keys() & {"RAY_ADDRESS", "RAY_AUTH_MODE"}:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,8 @@ from elastictrain.control.vocabulary import (
     Form,
     Formed,
     FormFailed,
-    NodeJoined,
     NodeLost,
+    NodesJoined,
     Observation,
     Pause,
     PeersBroken,
@@ -44,6 +44,9 @@ from elastictrain.events import Cause
 PAUSE_STEPS = 2
 """Steps between the decision to resize and the pause: time for the word to reach every rank."""
 
+NOTICE_S = 5.0
+"""A shortage of workers that lasts so long is told."""
+
 Decision = tuple[State, list[Action]]
 
 
@@ -58,8 +61,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
     match seen:
         case _ if state.phase == "ended":
             return state, []
-        case NodeJoined(node, slots):
-            return _proceed(replace(state, nodes={**state.nodes, node: slots}), now)
+        case NodesJoined(slots):
+            return _proceed(replace(state, nodes={**state.nodes, **slots}), now)
         case NodeLost(node, cause):
             return _lose_node(state, node, cause, now)
         case WorkerUp(name) if name in state.workers:
@@ -184,7 +187,7 @@ def _gather(state: State, now: float) -> Decision:
             f"elastic.cpus_per_worker."
         )
         return _give_up(state, Cause("resources", missing))
-    if not state.size and not coming and "waiting" not in state.warned:
+    if not state.size and not coming and waited > NOTICE_S and "waiting" not in state.warned:
         message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
         return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]
     return state, []

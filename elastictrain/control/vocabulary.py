@@ -7,6 +7,7 @@ or `WorkerDied`), and an answer that belongs to an old generation is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -25,11 +26,10 @@ class RestorePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeJoined:
-    """A node can hold `slots` workers; told again when that number changes."""
+class NodesJoined:
+    """Nodes that can hold so many workers each; told again when that number changes."""
 
-    node: str
-    slots: int
+    slots: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Tick:
 
 
 Observation: TypeAlias = (
-    NodeJoined
+    NodesJoined
     | NodeLost
     | WorkerUp
     | WorkerDied

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -30,7 +29,6 @@ def connected(config: TrainConfig) -> Iterator[str]:
 
     Raises InfrastructureError when the cluster can't be reached or the embedded one can't start.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = config.cluster.address
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "local")
@@ -73,9 +71,6 @@ def _embedded(config: TrainConfig) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="et-"))
     os.environ["RAY_TMPDIR"] = str(folder)
     (folder / "ray").mkdir()
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     cluster: Any = None
     try:
         cluster = Cluster(

@@ -62,7 +62,8 @@ class RankProgram:
 
     def warm(self) -> str:
         """Make later engines cheap; returns the address of this process's rendezvous."""
-        warm(self._workload, self._config)
+        samples = [i % len(self._shards) for i in range(self._config.train.micro_batch)]
+        warm(self._workload, self._config, {"tokens": self._shards.read(samples)})
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address
 
@@ -128,15 +129,23 @@ class RankProgram:
         batches = next(stream)
         stall_s = 0.0
 
+        num_backward = 0
+
         def on_phase(phase: Phase) -> None:
+            nonlocal num_backward
             self._board.write(generation, step, phase)
             if self._aborted:
                 raise PeerLostError(f"generation {generation} was fenced")
             self._faults.strike(step, phase)
+            num_backward += phase == "backward"
+            if self._config.parallel.zero_stage == 0 and phase == "backward" and num_backward == len(batches):
+                # Without sharding the update has no collective, so this gradient reduction is the last one between
+                # waiting for a snapshot and beginning the next: see checkpoint.snapshot.
+                before_update()
 
         def before_update() -> None:
             nonlocal stall_s
-            stall_s = snapshots.wait()
+            stall_s += snapshots.wait()
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(

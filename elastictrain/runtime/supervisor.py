@@ -208,7 +208,14 @@ class Supervisor:
     def _keeper_up(self, node: Node, info: KeeperInfo) -> None:
         node.info = info
         self._poll(node)
-        self._tell(v.NodeJoined(node.name, node.slots))
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Tell control of new nodes once all that were found together are ready, so that it can spread over them."""
+        if all(node.info is not None for node in self._fleet.nodes.values()):
+            new = {n.name: n.slots for n in self._fleet.nodes.values() if n.name not in self._state.nodes}
+            if new:
+                self._tell(v.NodesJoined(new))
 
     def _poll(self, node: Node) -> None:
         self._replies.expect(
@@ -241,6 +248,7 @@ class Supervisor:
         if self._fencing is not None:
             self._fencing.forget_node(name)
         self._tell(v.NodeLost(name, cause))
+        self._welcome()
 
     # --------------------------------------------------------------------------------------------- keepers' events
 

@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from elastictrain.config import TrainConfig
 from elastictrain.runtime.home import RunHome
 from elastictrain.tracking.deliver import Deliverer, Delivery
-from elastictrain.tracking.mlflow_record import TrackingUnavailableError, default_uri
+from elastictrain.tracking.mlflow_record import TrackingUnavailableError
+from elastictrain.tracking.sqlite_store import default_uri
 
 EVERY_S = 2.0
 _ROUND_S = 10.0
@@ -69,5 +70,5 @@ def start_tracker(config: TrainConfig, home: RunHome, attempt: int) -> Any:
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)(Tracker)
     return actor.options(
         name=f"{config.run.name}/tracker-{attempt}",
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        scheduling_strategy=here,
     ).remote(str(home.folder), tracking_uri(config, home), config.tracking.experiment, config.run.name)

@@ -34,8 +34,7 @@ class World:
         self.committed = 0
         self.end: v.End | None = None
         self.pause_at: int | None = None
-        for node, slots in nodes.items():
-            self.tell(v.NodeJoined(node, slots))
+        self.tell(v.NodesJoined(nodes))
 
     def tell(self, seen: v.Observation) -> None:
         before = self.state
@@ -135,7 +134,7 @@ def play(world: World, move: str, pick: int) -> None:
         case "lose" if nodes:
             world.lose_node(nodes[pick % len(nodes)])
         case "join":
-            world.tell(v.NodeJoined(f"late{pick}", 1 + pick % 3))
+            world.tell(v.NodesJoined({f"late{pick}": 1 + pick % 3}))
         case "raise" if world.group and world.state.phase == "running":
             cause = Cause("exception", "ValueError: x", "", f"E{pick}")
             world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, cause))
@@ -214,7 +213,7 @@ def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back()
     assert len(world.state.members) == 1 and world.state.phase == "forming"
     world.settle()
     world.train()
-    world.tell(v.NodeJoined("c", 1))
+    world.tell(v.NodesJoined({"c": 1}))
     step, strikes = world.committed, world.state.strikes
     for _ in range(10):
         world.settle()

@@ -8,6 +8,7 @@ keys inside a URI go to the filesystem only: neither `uri` nor any message holds
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -156,7 +157,10 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
     _sync_folder(folder.parent)
 
 
@@ -175,5 +179,5 @@ def _public(text: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
     return _public(str(error)).rstrip(".")

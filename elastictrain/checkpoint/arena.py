@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Arena:
     def __init__(self, mapping: mmap.mmap, ticket: ArenaTicket, owned_fd: int | None) -> None:
         self.ticket = ticket
         self._buffer: memoryview | None = memoryview(mapping)[: ticket.num_bytes]
-        self._owned_fd = owned_fd
+        self._disown = weakref.finalize(self, os.close, owned_fd) if owned_fd is not None else None
 
     @classmethod
     def create(cls, num_bytes: int) -> Arena:
@@ -91,9 +92,8 @@ class Arena:
     def close(self) -> None:
         """Give up this process's hold; closing twice is fine."""
         self._buffer = None
-        if self._owned_fd is not None:
-            os.close(self._owned_fd)
-            self._owned_fd = None
+        if self._disown is not None:
+            self._disown()
 
 
 def _mapped(num_bytes: int) -> int:

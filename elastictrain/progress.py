@@ -144,9 +144,8 @@ def status_table(status: Status | None, recent: tuple[str, ...] = ()) -> Rendera
     figures.add_row("world size", str(status.world_size), "tokens/s", f"{status.tokens_per_s:,.0f}")
     figures.add_row("layout", status.layout, "goodput", percent(status.goodput))
     figures.add_row("lost steps", str(status.lost_steps), "recovery", recovery)
-    workers = Text("\n".join(worker_lines(status)))
-    message = (Text(status.message),) if status.message else ()
-    body = Group(bar, Text(), figures, Text(), workers, *message, Text(), events)
+    lines = worker_lines(status) + ([status.message] if status.message else [])
+    body = Group(bar, Text(), figures, Text(), *map(Text, lines), Text(), events)
     return Panel(body, title=f"elastictrain  {status.run}", title_align="left")
 
 

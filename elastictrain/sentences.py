@@ -92,7 +92,9 @@ def status_line(status: Status) -> str:
     """The live state in one line."""
     parts = [f"step {status.step}/{status.steps}", status.status]
     if status.loss is not None:
-        parts += [f"loss {status.loss:.4f}", f"{status.tokens_per_s:,.0f} tokens/s"]
+        parts.append(f"loss {status.loss:.4f}")
+    if status.tokens_per_s:
+        parts.append(f"{status.tokens_per_s:,.0f} tokens/s")
     if status.world_size:
         parts.append(f"{count_text(status.world_size, 'worker')} ({status.layout})")
     parts.append(f"goodput {percent(status.goodput)}")

@@ -127,7 +127,14 @@ def test_the_state_in_a_line() -> None:
         "1 step lost  recovery 0.31 s"
     )
     starting = replace(
-        STATUS, status="preparing", step=0, world_size=0, loss=None, last_recovery_s=None, message="reading the corpus"
+        STATUS,
+        status="preparing",
+        step=0,
+        world_size=0,
+        loss=None,
+        tokens_per_s=0.0,
+        last_recovery_s=None,
+        message="reading the corpus",
     )
     assert status_line(starting) == "step 0/120  preparing  goodput 93.1 %  reading the corpus"
 

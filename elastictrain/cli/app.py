@@ -34,7 +34,7 @@ Submitting the same file again continues the run from where it stands.
 Exit status: 0 done; 1 a check failed; 2 bad config, data or arguments; 3 the
 run belongs to another config or process; 4 an error in the model or data
 code; 5 the cluster can't give what the run needs; 6 no checkpoint can be
-read; 130 interrupted.
+read; 130 stopped, and the same command goes on.
 """
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from elastictrain.errors import ElasticTrainError
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, 128 + SIGINT, as shells have it."""
+STOPPED = 130
+"""Exit status of what was told to stop: 128 + SIGINT, as shells have it after Ctrl-C."""
 
 
 @contextmanager
@@ -28,4 +28,4 @@ def plain_errors(debug: bool = False) -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(STOPPED) from None

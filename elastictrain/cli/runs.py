@@ -52,7 +52,7 @@ class StoredRun:
             return status is not None and not status.ended
         try:
             with (self.storage.local / "lock").open("rb") as lock:
-                # shared, and let go at once: other readers may ask too, and a driver that starts tries again
+                # shared: other readers may ask too; let go at once: no driver can start in those microseconds
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ def summary(result: Result) -> str:
 def summarise(report: Report) -> str:
     """The report in words."""
     return "\n\n".join(filter(None, [_columns(_figures(report)), _failures(report), _sample(report)]))
+
+
+def ended_at(report: Report) -> float:
+    """Unix time at which the last attempt ended; infinity while it has not."""
+    ended_s = report["attempts"][-1]["ended_s"]
+    return math.inf if ended_s is None else float(report["started_at"] + ended_s)
 
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elastictrain.cli.outcome import INTERRUPTED
+from elastictrain.cli.outcome import STOPPED
 
 if TYPE_CHECKING:
     from elastictrain.config import TrainConfig
@@ -40,11 +41,14 @@ def run_training(config: TrainConfig) -> int:
 
     Raises what ElasticTrainer.fit raises.
     """
-    from elastictrain.cli.summary import summary
+    from elastictrain.cli.summary import ended_at, summary
     from elastictrain.progress import progress_on
     from elastictrain.trainer import ElasticTrainer
 
+    begun_at = time.time()
     with closing(progress_on(sys.stdout)) as progress:
         result = ElasticTrainer(config, progress=progress).fit()
     typer.echo(summary(result))
-    return 0 if result.status == "complete" else INTERRUPTED
+    if ended_at(result.report_data) < begun_at:
+        typer.echo("\nThe run was complete before: nothing to do. More train.steps continue it.")
+    return 0 if result.status == "complete" else STOPPED

@@ -32,7 +32,7 @@ from elastictrain.storage import Storage
 from elastictrain.tracking.journal import Journal
 
 LAYOUT = {"dp": 2, "zero_stage": 1, "micro_batch": 4, "accumulation": 2}
-BEGIN = 1_800_000_000.0
+BEGIN = 1_700_000_000.0
 
 
 class KeptRun:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kept_run import KeptRun
 from typer.testing import CliRunner
 
 from elastictrain import TrainConfig, __version__
@@ -131,6 +132,17 @@ def test_a_mistyped_command_gets_the_near_one() -> None:
 
 def test_the_schema_is_that_of_the_config() -> None:
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout) == TrainConfig.model_json_schema()
+
+
+@pytest.mark.parametrize("script", [[*COMMAND, "train"], [sys.executable, "jobs/train_llm.py", "--config"]])
+def test_a_complete_run_says_so_and_does_nothing(kept: KeptRun, script: list[str]) -> None:
+    kept.completed()
+    journal = list((kept.folder / "journal").iterdir())
+    done = process(*script, RECIPE, "train.steps=4", f"run.storage={kept.storage}")
+    assert done.returncode == 0, done.stderr
+    assert "run quickstart  complete" in done.stdout
+    assert "nothing to do" in done.stdout
+    assert list((kept.folder / "journal").iterdir()) == journal
 
 
 def test_the_job_script_explains_itself() -> None:

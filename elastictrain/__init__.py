@@ -19,6 +19,10 @@ if "ray" not in sys.modules and not os.environ.keys() & {"RAY_ADDRESS", "RAY_AUT
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Workers' lines are passed on without colour codes, and without Ray's own paragraph on every death: the run tells of
+# it in one line, with its cause.
+os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
 
 
 def __getattr__(name: str) -> Any:

@@ -164,7 +164,7 @@ class Recovered:
     """The new generation."""
     first_step: int
     lost_steps: int
-    """Steps begun before the failure, by any rank, that had to be done again (the step in flight counts as one)."""
+    """Steps that some rank had finished and that had to be done again; the half step in flight is not counted."""
     source: Source
     continuation: Continuation
 

@@ -22,7 +22,8 @@ def warm(workload: Workload, config: TrainConfig, micro_batch: Batch) -> None:
     """Build, step and tear down an engine of this config in a world of one; leaves nothing but a warm process."""
     # Two micro-batches: accumulating takes paths of its own.
     layout = Layout(1, config.parallel.zero_stage, config.train.micro_batch, 2)
-    group = RankGroup(Rendezvous.serve("127.0.0.1").address, 0, 0, 1)
+    rendezvous = Rendezvous.serve("127.0.0.1")
+    group = RankGroup(rendezvous.address, 0, 0, 1)
     group.form()
     engine = build_engine(workload, config, layout, group)
     for seed in (0, 1):

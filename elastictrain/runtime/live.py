@@ -52,6 +52,7 @@ class Live:
                 layout = event.layout
                 self._layout = f"dp{layout['dp']} zero{layout['zero_stage']}"
                 self._recent.clear()
+                self.message = ""
             case StepCommitted():
                 self.step, self.loss, self.status = event.step, event.loss, "running"
                 step_s = event.finished_at - event.begun_at

@@ -134,7 +134,8 @@ def _lock(file: Any) -> None:
     """Lock exclusively; commands that only look hold it shared for microseconds, so one refusal proves nothing."""
     for attempt in range(10):
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             if attempt == 9:
                 raise

@@ -54,6 +54,7 @@ from elastictrain.runtime.tracker import start_tracker, tracking_uri
 from elastictrain.status import Status
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
+from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
 
 SAVE_TIMEOUT_S = 600.0
@@ -124,6 +125,8 @@ class ElasticTrainer:
 
         begun_at = time.time()
         live = Live(config, attempt, 0, _run_began(earlier) or begun_at, show)
+        if earlier:
+            live.resume(goodput(earlier).seconds["compute"], build_report(earlier)["lost_steps"])
         emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
         run_id = None
         try:

@@ -47,7 +47,8 @@ class World:
         assert self.end is None, f"{action} after the end"
         match action:
             case v.StartWorker(worker, node, _):
-                assert worker not in self.alive and node in self.state.nodes
+                assert worker not in self.alive
+                assert node in self.state.nodes
                 self.alive[worker] = node
                 self.starting.append(worker)
             case v.StopWorker(worker):
@@ -59,14 +60,17 @@ class World:
                 self.answer = v.Fenced(generation, v.RestorePoint("memory", self.committed))
             case v.Form(generation, workers, restore, _):
                 assert not self.group, "the old group is gone before a new one forms"
-                assert generation >= self.fenced_below and generation > self.group_generation
-                assert len(workers) in self.policy.world_sizes and len(set(workers)) == len(workers)
+                assert generation >= self.fenced_below
+                assert generation > self.group_generation
+                assert len(workers) in self.policy.world_sizes
+                assert len(set(workers)) == len(workers)
                 assert all(w in self.alive and w not in self.starting for w in workers)
                 assert restore.step == self.committed, "nothing lost, nothing twice"
                 self.group, self.group_generation, self.step = workers, generation, restore.step
                 self.answer = v.Formed(generation)
             case v.Pause(generation, step):
-                assert generation == self.group_generation and step > self.committed
+                assert generation == self.group_generation
+                assert step > self.committed
                 self.pause_at = step
             case v.End():
                 self.end = action
@@ -171,7 +175,8 @@ def test_any_history_ends_well(policy: Policy, nodes: dict[str, int], history: l
     if world.end.status == "complete":
         assert world.committed == policy.steps
     else:
-        assert world.end.cause is not None and world.end.cause.message
+        assert world.end.cause is not None
+        assert world.end.cause.message
 
 
 def running(world_sizes: tuple[int, ...] = (1, 2), standby: int = 1, steps: int = 100, **nodes: int) -> World:
@@ -190,9 +195,11 @@ def test_a_killed_worker_is_replaced_by_the_standby_and_a_new_standby_follows() 
     assert len(world.state.standbys) == 1
     standby, victim, survivor = world.state.standbys[0], world.group[1], world.group[0]
     world.kill(victim)
-    assert world.state.phase == "fencing" and not world.starting
+    assert world.state.phase == "fencing"
+    assert not world.starting
     world.settle()
-    assert world.state.phase == "forming" and world.state.members == (survivor, standby)
+    assert world.state.phase == "forming"
+    assert world.state.members == (survivor, standby)
     world.settle()
     world.train()
     assert len(world.starting) == 1
@@ -210,7 +217,8 @@ def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back()
     world = running(standby=0, a=1, b=1)
     world.lose_node("b")
     world.settle()
-    assert len(world.state.members) == 1 and world.state.phase == "forming"
+    assert len(world.state.members) == 1
+    assert world.state.phase == "forming"
     world.settle()
     world.train()
     world.tell(v.NodesJoined({"c": 1}))
@@ -219,7 +227,8 @@ def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back()
         world.settle()
         world.warm()
         world.train()
-    assert len(world.group) == 2 and world.committed > step
+    assert len(world.group) == 2
+    assert world.committed > step
     assert world.state.strikes == strikes == 0
 
 
@@ -227,10 +236,12 @@ def test_below_min_workers_it_waits_then_says_why_it_gave_up() -> None:
     world = running(world_sizes=(2,), standby=0, a=1, b=1)
     world.lose_node("b")
     world.settle()
-    assert world.state.phase == "gathering" and world.end is None
+    assert world.state.phase == "gathering"
+    assert world.end is None
     world.now += 61
     world.tell(v.Tick())
-    assert world.end is not None and "elastic.min_workers" in str(world.end.cause)
+    assert world.end is not None
+    assert "elastic.min_workers" in str(world.end.cause)
 
 
 def test_the_same_exception_at_the_same_step_ends_the_run() -> None:

@@ -1,0 +1,38 @@
+"""The board's record outlives its writer: it is memory that a keeper owns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from elastictrain.checkpoint.arena import Arena
+from elastictrain.runtime.board import BOARD_BYTES, PHASES, Board
+
+WRITE_AND_DIE = """
+import os, sys
+from elastictrain.checkpoint.arena import Arena, ArenaTicket
+from elastictrain.runtime.board import Board
+Board(Arena.open(ArenaTicket(*map(int, sys.argv[1:]))).buffer).write(3, 61, "backward")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_what_is_written_is_read(phase: str) -> None:
+    board = Board(memoryview(bytearray(BOARD_BYTES)))
+    board.write(2, 40, phase)
+    progress = board.read()
+    assert (progress.generation, progress.step, progress.phase) == (2, 40, phase)
+    assert abs(progress.at - time.time()) < 60
+
+
+def test_a_killed_writer_leaves_its_last_word() -> None:
+    arena = Arena.create(BOARD_BYTES)
+    ticket = arena.ticket
+    arguments = [str(ticket.pid), str(ticket.fd), str(ticket.num_bytes)]
+    subprocess.run([sys.executable, "-c", WRITE_AND_DIE, *arguments], check=False)
+    progress = Board(arena.buffer).read()
+    assert (progress.generation, progress.step, progress.phase) == (3, 61, "backward")

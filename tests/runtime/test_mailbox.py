@@ -1,0 +1,33 @@
+"""Numbered events: in order, none twice, none lost, and a reader that waits is woken."""
+
+from __future__ import annotations
+
+import threading
+
+from elastictrain.runtime.mailbox import Mailbox
+
+
+def test_events_come_once_and_in_order() -> None:
+    mail: Mailbox[str] = Mailbox()
+    mail.put("a")
+    mail.put("b")
+    assert mail.read(0) == [(1, "a"), (2, "b")]
+    mail.put("c")
+    assert mail.read(2) == [(3, "c")]
+    assert mail.read(3) == []
+
+
+def test_what_was_not_confirmed_is_given_again() -> None:
+    mail: Mailbox[str] = Mailbox()
+    mail.put("a")
+    assert mail.read(0) == mail.read(0) == [(1, "a")]
+
+
+def test_a_waiting_reader_is_woken() -> None:
+    mail: Mailbox[int] = Mailbox()
+    got: list[list[tuple[int, int]]] = []
+    reader = threading.Thread(target=lambda: got.append(mail.read(0, timeout_s=30)))
+    reader.start()
+    mail.put(7)
+    reader.join(timeout=10)
+    assert got == [[(1, 7)]]

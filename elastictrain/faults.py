@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -30,8 +31,7 @@ class FaultPlan:
                     case "kill":
                         os.kill(os.getpid(), signal.SIGKILL)
                     case "segfault":
-                        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-                        os.kill(os.getpid(), signal.SIGSEGV)
+                        ctypes.string_at(0)
                     case "exit":
                         os._exit(1)
                     case "exception":

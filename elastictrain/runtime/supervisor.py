@@ -263,7 +263,6 @@ class Supervisor:
                 case WorkerExited(worker, at, cause, _, step, phase):
                     if phase in ("snapshot", "idle"):
                         self._updated_step = max(self._updated_step, step)
-                        step += phase == "snapshot"
                     self._lose_worker(worker, cause, at, step)
                 case FaultAnnounced(at, index, step, rank):
                     self._fired.add(index)
@@ -543,6 +542,7 @@ class Supervisor:
         state, shards = best
         if state.step not in self._collector.losses:
             return self._durable.written_step >= state.step
+        self._durable.finish(max(0.0, deadline - time.monotonic()))
         if self._durable.written_step < state.step:
             keepers = {rank: self._fleet.nodes[s.stored.where].keeper for rank, s in enumerate(shards)}
             self._request_durable(state.step, state.generation, keepers, self._layout_of(len(shards)))

@@ -130,11 +130,9 @@ def _generations(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
 def _failures(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
     """One entry a failure; a recovery closes every failure of an earlier generation that is still open."""
     found: list[tuple[FailureDetected, dict[str, Any]]] = []
-    planned: list[FaultInjected] = []
+    planned = [e for e in attempt.events if isinstance(e, FaultInjected)]  # some are told after what they did
     for event in attempt.events:
-        if isinstance(event, FaultInjected):
-            planned.append(event)
-        elif isinstance(event, FailureDetected):
+        if isinstance(event, FailureDetected):
             fault = next((p for p in planned if p.step == event.step and p.rank in event.ranks), None)
             if fault:
                 planned.remove(fault)

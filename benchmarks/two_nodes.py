@@ -1,0 +1,97 @@
+"""Two Ray nodes on this machine, a CPU each, for whichever peer is measured; and jobs that end when told to.
+
+The nodes have addresses of their own (127.0.0.11 and up), so that an embedded cluster can run beside them, and a token
+of their own. Starting them takes 5 to 10 s. Everything ends with the block, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+FIRST_HOST = 11
+OBJECT_STORE_BYTES = 150 * 2**20
+STOP_TIMEOUT_S = 60.0
+_SHOWN_LINES = 30
+
+
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[str]:
+    """Gives the cluster's address; `folder` takes Ray's files, and the environment the token for child processes."""
+    os.environ |= {
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "OMP_NUM_THREADS": "1",
+    }
+    os.environ.pop("RAY_ADDRESS", None)
+    # after the environment is set: Ray reads some of it when it is imported
+    from ray.cluster_utils import Cluster
+
+    (folder / "ray").mkdir()
+    node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
+    # without a dashboard Ray claims its port all the same
+    head = {"temp_dir": str(folder / "ray"), "include_dashboard": False, "dashboard_port": _free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, **head, "node_ip_address": _host(0)})
+    try:
+        cluster.add_node(**node, node_ip_address=_host(1))
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _host(number: int) -> str:
+    return f"127.0.0.{FIRST_HOST + number}"
+
+
+@dataclass
+class Job:
+    """A job under way, and where its output goes."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def require_running(self) -> None:
+        """Raise RuntimeError with the end of the job's output when it has ended."""
+        if self.process.poll() is not None:
+            told = "\n".join(self.log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+            raise RuntimeError(f"the job ended with status {self.process.returncode}; its last words:\n{told}")
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, ray_address: str) -> Iterator[Job]:
+    """The command as a job of that cluster; ended with SIGTERM, and SIGKILL if that does not help."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "RAY_ADDRESS": ray_address}
+        )
+    try:
+        yield Job(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process the way an exception does, so that what it started is ended too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -5,7 +5,8 @@ the bytes stream straight into the spare buffer of its vault, and the answer com
 and the snapshot committed. `read`: ranges of one held snapshot, straight into the reader's memory. A shard's index
 travels once per connection and generation. A connection that breaks, stalls or lies leaves nothing committed.
 
-Cost: one copy on each side. On loopback about 1.5 GB/s with 60 ms of CPU, both sides together, per 64 MiB.
+Cost: one copy on each side. On loopback 1.2 to 2.3 GB/s on two busy cores, with 40 ms of CPU on both sides together
+per 64 MiB.
 """
 
 from __future__ import annotations

@@ -93,10 +93,11 @@ def test_scalars_are_those_of_the_moment() -> None:
     keeper = Keeper()
     writer = keeper.writer()
     scalars = {"optimizer_step": 1}
-    writer.begin(1, of(1), scalars)
+    writer.begin(1, of(1), scalars, "what else belongs to it")
     scalars["optimizer_step"] = 2
     writer.wait()
-    assert keeper.commits[0][0].scalars == {"optimizer_step": 1}
+    header, _ = keeper.commits[0]
+    assert (header.scalars, header.note) == ({"optimizer_step": 1}, "what else belongs to it")
     writer.close()
 
 

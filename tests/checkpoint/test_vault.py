@@ -61,6 +61,7 @@ def test_the_last_two_steps_are_held() -> None:
     stored = vault.inventory()[0]
     assert (stored.where, stored.replica, stored.index) == ("node-a", False, INDEX)
     assert bytes(Arena.open(stored.ticket).buffer) == content(stored.header.step)
+    assert vault.index(1, 0) == INDEX
     with pytest.raises(CheckpointError, match="no snapshot of step 1, rank 0, generation 1 in node-a"):
         vault.view(1, 0, 1)
 

@@ -89,7 +89,6 @@ class ElasticTrainer:
     def __init__(self, config: TrainConfig, *, progress: ProgressListener | None = None) -> None:
         self.config = settled(config)
         self._progress = progress
-        self._home = RunHome(self.config)
 
     def fit(self) -> Result:
         """Train to the end, or until a stop is asked for (SIGTERM, SIGINT).
@@ -97,12 +96,13 @@ class ElasticTrainer:
         Raises ConfigError, DataError or RunConflictError before anything starts; UserCodeError with the first rank's
         traceback when the model or data code keeps failing; InfrastructureError when the cluster can't go on.
         """
+        find_documents(self.config.data)
+        self._home = RunHome(self.config)
         with self._home.locked():
-            self._home.check_config()
             earlier = read_journal(self._home.folder)
+            self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
             if _is_complete(earlier, self.config.train.steps):
                 return self._result(earlier, None)
-            find_documents(self.config.data)
             return self._attempt(earlier)
 
     def _attempt(self, earlier: list[Event]) -> Result:
@@ -137,16 +137,15 @@ class ElasticTrainer:
                 try:
                     end = self._train(earlier, emit, live, tracker)
                 except BaseException as error:
-                    end = End("failed", _cause_of(error))
-                    self._end(end, live, emit)
+                    self._end(_end_of(error), live, emit)
                     raise
                 else:
                     self._end(end, live, emit)
                 finally:
                     run_id = self._flush(tracker, emit)
         except BaseException as error:
-            if not isinstance(told[-1], RunEnded) and not any(isinstance(e, RunEnded) for e in told[len(earlier) :]):
-                self._end(End("failed", _cause_of(error)), live, emit)
+            if not any(isinstance(e, RunEnded) for e in told[len(earlier) :]):
+                self._end(_end_of(error), live, emit)
             raise
         finally:
             home.mirror(journal, force=True)
@@ -339,8 +338,12 @@ def _git_commit() -> str:
     return done.stdout.strip()
 
 
-def _cause_of(error: BaseException) -> Cause:
-    return Cause("exception", f"{type(error).__name__}: {error}".splitlines()[0], "", type(error).__name__)
+def _end_of(error: BaseException) -> End:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return End("stopped", Cause("stop", "interrupted"))
+    return End(
+        "failed", Cause("exception", f"{type(error).__name__}: {error}".splitlines()[0], "", type(error).__name__)
+    )
 
 
 def _error(cause: Cause) -> ElasticTrainError:

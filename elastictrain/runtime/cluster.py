@@ -19,6 +19,8 @@ from elastictrain.errors import InfrastructureError
 NAMESPACE = "elastictrain"
 """Ray namespace of all actors of this project."""
 
+_REACH_TIMEOUT_S = 5.0
+
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Of each embedded node: the token shards' preparation is its only user."""
 
@@ -31,7 +33,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
     """
     address = config.cluster.address
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "local")
+        address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         with _embedded(config) as inner:
             _init(inner)
@@ -48,6 +50,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
 
 
 def _init(address: str) -> None:
+    _check_reachable(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -95,6 +98,20 @@ def _embedded(config: TrainConfig) -> Iterator[str]:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise InfrastructureError(
+            f"no Ray cluster at {address} (cluster.address or RAY_ADDRESS): {error}. Start one with `ray start "
+            f"--head`, or set cluster.address=local for an embedded one."
+        ) from error
 
 
 def _check_port(port: int) -> None:

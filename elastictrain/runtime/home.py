@@ -78,25 +78,25 @@ class RunHome:
             file.flush()
             yield
 
-    def check_config(self) -> None:
-        """Remember the config of a new run; raises RunConflictError when this one can't continue the run."""
+    def check_config(self, begun: bool) -> None:
+        """Remember the config; raises RunConflictError when it can't continue a run that has trained (`begun`)."""
         path = self.folder / _CONFIG
-        if not path.exists():
-            self.storage.write_atomic(_CONFIG, json.dumps(self._config.to_dict(), indent=1).encode())
-            if self._remote:
-                self._fetch()
+        if begun and path.exists():
+            try:
+                old = TrainConfig.from_dict(json.loads(path.read_bytes()), str(path))
+            except ValueError as error:
+                raise ConfigError(f"{path} is damaged: {error}. Remove the folder to begin the run anew.") from None
+            changes = blocking_changes(old, self._config)
+            if changes:
+                told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+                raise RunConflictError(
+                    f"run {self._config.run.name!r} in {self.storage.uri} can't go on with this config: {told}. Put "
+                    f"the old value back, or choose another run.name to begin a new run."
+                )
             return
-        try:
-            begun = TrainConfig.from_dict(json.loads(path.read_bytes()), str(path))
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged: {error}. Remove the folder to begin the run anew.") from None
-        changes = blocking_changes(begun, self._config)
-        if changes:
-            told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
-            raise RunConflictError(
-                f"run {self._config.run.name!r} in {self.storage.uri} can't go on with this config: {told}. Put the "
-                f"old value back, or choose another run.name to begin a new run."
-            )
+        self.storage.write_atomic(_CONFIG, json.dumps(self._config.to_dict(), indent=1).encode())
+        if self._remote:
+            self._fetch()
 
     def write_status(self, status: Status) -> None:
         """Replace status.json; a disk that is full shows elsewhere, and must not stop training here."""

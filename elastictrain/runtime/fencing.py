@@ -35,6 +35,8 @@ class Fencing:
     replies: Replies
     quiet_timeout_s: float
     lose_worker: Callable[[str, Cause], None]
+    suspect: Callable[[str, Cause], None]
+    """A worker can't be reached; its keeper may know of what it died."""
     lose_node: Callable[[str, RayError], None]
     hear: Callable[[str, FenceReply], None]
     done: Callable[[Fencing], None]
@@ -54,7 +56,7 @@ class Fencing:
             self.replies.expect(
                 reply,
                 lambda _, name=name: self._quieted(name),  # type: ignore[misc]
-                lambda error, name=name: self._gone(name, explain(error)),  # type: ignore[misc]
+                lambda error, name=name: self.suspect(name, explain(error)),  # type: ignore[misc]
             )
         self._go_on()
 
@@ -63,7 +65,12 @@ class Fencing:
         if self._keepers is None and time.monotonic() > self._deadline:
             for name in list(self._workers):
                 late = f"did not leave its generation within {self.quiet_timeout_s:.0f} s"
-                self._gone(name, Cause("hang", late))
+                self.lose_worker(name, Cause("hang", late))
+
+    def forget_worker(self, name: str) -> None:
+        """A worker is lost: it writes no more."""
+        self._workers.discard(name)
+        self._go_on()
 
     def forget_node(self, name: str) -> None:
         """A node is lost: nothing more comes from it."""
@@ -84,11 +91,6 @@ class Fencing:
 
     def _quieted(self, name: str) -> None:
         self._workers.discard(name)
-        self._go_on()
-
-    def _gone(self, name: str, cause: Cause) -> None:
-        self._workers.discard(name)
-        self.lose_worker(name, cause)
         self._go_on()
 
     def _go_on(self) -> None:

@@ -111,7 +111,7 @@ class Supervisor:
         self._fired = set(start.fired)
         self._fencing: Fencing | None = None
         self._forming: Forming | None = None
-        self._unrecovered: list[FailureDetected] = []
+        self._unrecovered = False
         self._updated_step = 0
         self._lost_steps = 0
         self._fence_s = 0.0
@@ -281,18 +281,19 @@ class Supervisor:
             self._tell(v.StepDone(event.generation, event.step))
 
     def _recovered(self, first: StepCommitted) -> None:
-        for failure in self._unrecovered:
+        if self._unrecovered:
             self._emit(
                 Recovered(
                     at=first.finished_at,
                     generation=first.generation,
                     first_step=first.step,
-                    lost_steps=self._lost_steps if failure is self._unrecovered[-1] else 0,
+                    lost_steps=self._lost_steps,
                     source=self._restore.source,
                     continuation=self._continuation,
                 )
             )
-        self._unrecovered.clear()
+        self._unrecovered = False
+        self._lost_steps = 0
         for node in self._fleet.nodes.values():
             node.keeper.release.remote(first.generation)
 
@@ -358,6 +359,8 @@ class Supervisor:
         self._fleet.drop_worker(name)
         self._forget(name)
         self._tell(v.WorkerDied(name, cause, step))
+        if self._fencing is not None:
+            self._fencing.forget_worker(name)
 
     def _forget(self, name: str) -> None:
         for known in (self._suspects, self._starting, self._progress):
@@ -386,9 +389,9 @@ class Supervisor:
     def _detected(
         self, kind: str, ranks: tuple[int, ...], node: str, pid: int, cause: Cause, at: float, step: int
     ) -> None:
-        failure = FailureDetected(at, time.time(), self._state.generation, kind, ranks, node, pid, cause, step)
-        self._unrecovered.append(failure)
-        self._emit(failure)
+        failed = self._state.generation - (self._state.phase == "fencing")  # while fencing, it is the next one's number
+        self._unrecovered = True
+        self._emit(FailureDetected(at, time.time(), failed, kind, ranks, node, pid, cause, step))
 
     # ----------------------------------------------------------------------------------------------------- actions
 
@@ -433,6 +436,7 @@ class Supervisor:
             replies=self._replies,
             quiet_timeout_s=QUIET_TIMEOUT_S,
             lose_worker=self._lose_worker,
+            suspect=self._suspect,
             lose_node=self._keeper_failed,
             hear=self._hear_fenced,
             done=done,
@@ -455,7 +459,8 @@ class Supervisor:
             self._restored_layout = self._layout_of(len(shards))
         else:
             self._restore, self._restored_layout = self._from_storage()
-        self._lost_steps = max(0, max(updated, self._collector.step) - self._restore.step)
+        lost_steps = max(updated, self._collector.step) - self._restore.step
+        self._lost_steps = max(self._lost_steps, lost_steps)  # a failure before the first step adds to the one before
         self._fence_s = time.monotonic() - self._fence_began
         self._fence_began = time.monotonic()
         point = v.RestorePoint(self._restore.source, self._restore.step)

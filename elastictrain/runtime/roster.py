@@ -1,0 +1,183 @@
+"""Who is there: nodes with their keepers, workers coming up, and those that are suspected to be gone.
+
+It finds nodes through Ray, keeps one long poll on each keeper, and turns silence into facts after a while. What those
+facts mean is the supervisor's to say: every callback goes there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray.exceptions import RayError
+
+from elastictrain.events import Cause
+from elastictrain.runtime.board import Progress
+from elastictrain.runtime.causes import explain
+from elastictrain.runtime.fleet import Fleet, Node
+from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, WorkerInfo
+from elastictrain.runtime.replies import Replies
+
+POLL_S = 2.0
+"""A keeper answers at once when it has something to say, and after this time when it has not."""
+LOOK_EVERY_S = 1.0
+"""How often Ray is asked for its nodes."""
+SUSPICION_S = 0.5
+"""How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
+START_TIMEOUT_S = 300.0
+
+NumberedEvents = Iterable[tuple[int, KeeperEvent]]
+
+
+class Listener(Protocol):
+    """Hears the facts."""
+
+    def nodes_ready(self, slots: dict[str, int]) -> None:
+        """New nodes, with room for so many workers."""
+        ...
+
+    def node_lost(self, name: str, cause: Cause) -> None:
+        """A node or its keeper is gone."""
+        ...
+
+    def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
+        """A worker is warm."""
+        ...
+
+    def worker_lost(self, name: str, cause: Cause) -> None:
+        """A worker is gone, or never came up."""
+        ...
+
+    def keeper_event(self, event: KeeperEvent) -> None:
+        """A keeper tells something."""
+        ...
+
+
+@dataclass
+class Roster:
+    """Watches over the fleet; `check` is called often."""
+
+    fleet: Fleet
+    replies: Replies
+    listener: Listener
+    progress: dict[str, Progress] = field(default_factory=dict)
+    """Where each worker was when last asked."""
+    _told: set[str] = field(default_factory=set)
+    _suspects: dict[str, tuple[float, Cause]] = field(default_factory=dict)
+    _starting: dict[str, float] = field(default_factory=dict)
+    _looked: float = 0.0
+
+    def check(self) -> None:
+        """Look for nodes when it is time, and give up on whoever was silent for too long."""
+        now = time.monotonic()
+        for name, (deadline, cause) in list(self._suspects.items()):
+            if now > deadline:
+                self.listener.worker_lost(name, cause)
+        for name, begun in list(self._starting.items()):
+            if now > begun + START_TIMEOUT_S:
+                late = f"not ready {START_TIMEOUT_S:.0f} s after its start: no room for it, or a node too slow"
+                self.listener.worker_lost(name, Cause("resources", late))
+        if now > self._looked + LOOK_EVERY_S:
+            self._looked = now
+            self._look()
+
+    def start(self, name: str, node: str, reserved: bool, data_folder: str) -> None:
+        """Start a worker."""
+        self._starting[name] = time.monotonic()
+        self.replies.expect(
+            self.fleet.start_worker(name, node, reserved, data_folder),
+            lambda info: self._worker_up(name, info),
+            lambda error: self._start_failed(name, error),
+        )
+
+    def suspect(self, name: str, cause: Cause) -> None:
+        """Ray can't reach this worker; its keeper may know more in a moment."""
+        if name in self.fleet.workers:
+            self._suspects.setdefault(name, (time.monotonic() + SUSPICION_S, cause))
+
+    def forget_worker(self, name: str) -> None:
+        """End a worker, if it still lives."""
+        self.fleet.drop_worker(name)
+        self._suspects.pop(name, None)
+        self._starting.pop(name, None)
+        self.progress.pop(name, None)
+
+    def forget_node(self, name: str) -> set[str]:
+        """Give up on a node; returns its workers."""
+        gone = {w.name for w in self.fleet.workers.values() if w.node == name}
+        self.fleet.drop_node(name)
+        self._told.discard(name)
+        for worker in gone:
+            self.forget_worker(worker)
+        return gone
+
+    def hear(self, node: Node, events: NumberedEvents) -> None:
+        """Pass on what has not been heard yet."""
+        for number, event in events:
+            if number > node.read:
+                node.read = number
+                self.listener.keeper_event(event)
+
+    def keeper_failed(self, name: str, error: RayError) -> None:
+        """A node without its keeper is as good as lost: its ranks' state is gone, and nobody watches them."""
+        message = f"node {name} or its keeper is gone: {explain(error).message}"
+        self.listener.node_lost(name, Cause("node_lost", message))
+        self._welcome()
+
+    def _look(self) -> None:
+        new, lost = self.fleet.look()
+        for name in lost:
+            self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
+        for node in new:
+            self._start_keeper(node)
+        for node in self.fleet.nodes.values():
+            if node.info is not None:
+                self.replies.expect(node.keeper.progress.remote(), self.progress.update, lambda _: None)
+
+    def _start_keeper(self, node: Node) -> None:
+        self.replies.expect(
+            self.fleet.start_keeper(node),
+            lambda info: self._keeper_up(node, info),
+            lambda error: self.keeper_failed(node.name, error),
+        )
+
+    def _keeper_up(self, node: Node, info: KeeperInfo) -> None:
+        node.info = info
+        self._poll(node)
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Tell of nodes that were found together only when all are ready, so that workers spread over them."""
+        if all(node.info is not None for node in self.fleet.nodes.values()):
+            new = {n.name: n.slots for n in self.fleet.nodes.values() if n.name not in self._told}
+            self._told |= new.keys()
+            if new:
+                self.listener.nodes_ready(new)
+
+    def _poll(self, node: Node) -> None:
+        self.replies.expect(
+            node.keeper.poll.remote(node.read, POLL_S),
+            lambda events: self._polled(node, events),
+            lambda error: self.keeper_failed(node.name, error),
+        )
+
+    def _polled(self, node: Node, events: Any) -> None:
+        if self.fleet.nodes.get(node.name) is node:
+            self.hear(node, events)
+            self._poll(node)
+
+    def _worker_up(self, name: str, info: WorkerInfo) -> None:
+        begun = self._starting.pop(name, None)
+        handle = self.fleet.workers.get(name)
+        if handle is not None and begun is not None:
+            handle.info = info
+            self.listener.worker_ready(name, info, time.monotonic() - begun)
+
+    def _start_failed(self, name: str, error: RayError) -> None:
+        cause = explain(error)
+        if cause.kind == "unknown":
+            self.suspect(name, cause)
+        else:
+            self.listener.worker_lost(name, cause)

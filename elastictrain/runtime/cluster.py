@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import socket
-import tempfile
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from math import ceil
+from subprocess import PIPE, Popen
 
 import ray
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError
+from elastictrain.runtime import local_cluster
 
 NAMESPACE = "elastictrain"
 """Ray namespace of all actors of this project."""
 
 _REACH_TIMEOUT_S = 5.0
-
-_OBJECT_STORE_BYTES = 200 * 2**20
-"""Of each embedded node: the token shards' preparation is its only user."""
 
 
 @contextmanager
@@ -62,42 +60,28 @@ def _init(address: str) -> None:
 
 @contextmanager
 def _embedded(config: TrainConfig) -> Iterator[str]:
-    """A cluster of `cluster.local_nodes` Ray nodes on this machine; they end with this process, however it ends."""
-    from ray.cluster_utils import Cluster
-
+    """A cluster of `cluster.local_nodes` Ray nodes on this machine; it ends with this process, however that ends."""
     nodes = config.cluster.local_nodes
     if config.cluster.dashboard:
         _check_port(config.cluster.dashboard_port)
     workers = config.elastic.max_workers + config.elastic.standby
-    cpus = max(1, -(-workers // nodes)) * max(1, round(config.elastic.cpus_per_worker))
-    common = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
-    folder = Path(tempfile.mkdtemp(prefix="et-"))
-    os.environ["RAY_TMPDIR"] = str(folder)
-    (folder / "ray").mkdir()
-    cluster: Any = None
-    try:
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                **common,
-                "node_ip_address": "127.0.0.2",
-                "temp_dir": str(folder / "ray"),
-                "include_dashboard": config.cluster.dashboard,
-                "dashboard_host": "127.0.0.1",
-                "dashboard_port": config.cluster.dashboard_port,
-            },
-        )
-        for number in range(1, nodes):
-            cluster.add_node(**common, node_ip_address=f"127.0.0.{2 + number}")
-    except Exception as error:
-        if cluster is not None:
-            cluster.shutdown()
-        raise InfrastructureError(f"the embedded Ray cluster did not start: {error}. Its logs: {folder}/ray") from error
-    try:
-        yield str(cluster.address)
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    options = {
+        "num_nodes": nodes,
+        "num_cpus": ceil(workers / nodes) * max(1, ceil(config.elastic.cpus_per_worker)),
+        "dashboard_port": config.cluster.dashboard_port if config.cluster.dashboard else None,
+    }
+    with Popen(
+        [sys.executable, "-m", local_cluster.__name__, json.dumps(options)],
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline() or '{"error": "its process ended"}')
+        if "error" in told:
+            raise InfrastructureError(f"the embedded Ray cluster did not start: {told['error']}")
+        yield told["address"]
 
 
 def _check_reachable(address: str) -> None:

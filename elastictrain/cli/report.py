@@ -17,6 +17,7 @@ def report(
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/report.md describes it.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML file.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the loss curve as a picture.")] = None,
 ) -> None:
     """Tell what happened in a run.
 
@@ -35,15 +36,21 @@ def report(
     if html is not None:
         from elastictrain.tracking.html import render_html
 
-        try:
-            html.write_text(render_html(told), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"can't write --html {html}: {error.strerror}. Name a file in a writable folder."
-            ) from None
+        _write("--html", html, render_html(told), quiet=as_json)
+    if svg is not None:
+        from elastictrain.tracking.chart import standalone_svg
+
+        _write("--svg", svg, standalone_svg(told), quiet=as_json)
     if as_json:
         typer.echo(dumps(told, indent=2))
-    elif html is not None:
-        typer.echo(f"report written to {html}")
-    else:
+    elif html is None and svg is None:
         typer.echo(summarise(told))
+
+
+def _write(option: str, path: Path, text: str, *, quiet: bool) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"can't write {option} {path}: {error.strerror}. Name a file in a writable folder.") from None
+    if not quiet:
+        typer.echo(f"written to {path}")

@@ -268,3 +268,9 @@ def test_a_run_without_checkpoints_says_which_knob_makes_them(tmp_path: Path) ->
     empty = KeptRun(tmp_path / "runs")
     assert "checkpoint.every" in told(empty, "checkpoints", "quickstart").stdout
     assert json.loads(told(empty, "checkpoints", "quickstart", "--json").stdout) == []
+
+
+def test_report_svg_is_a_picture(kept: KeptRun, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.svg"
+    assert str(picture) in told(kept, "report", "quickstart", "--svg", picture).stdout
+    assert picture.read_text().startswith("<svg")

@@ -36,7 +36,7 @@ def peer_loss_named() -> Iterator[None]:
     """Raise PeerLostError in place of whatever torch raises when a collective breaks."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except RuntimeError as error:
         named = classify(error)
         if named is error:
             raise

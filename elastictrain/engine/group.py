@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -25,10 +26,11 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from elastictrain.engine.device import prepare_process
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.reset import forget_group
-from elastictrain.engine.sockets import Address, listeners, loopback_interface, shut_connections
+from elastictrain.engine.sockets import Address, end_reading, listeners, loopback_interface
 from elastictrain.errors import PeerLostError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_POLL_S = 0.005
 
 
 class Rendezvous:
@@ -73,62 +75,97 @@ class RankGroup:
         self.world_size = world_size
         self._timeout = timedelta(seconds=timeout_s)
         self._form_timeout = timedelta(seconds=form_timeout_s)
-        self._foreign_listeners: frozenset[Address] = frozenset()
+        self._foreign_listeners: frozenset[Address] | None = None
         self._peers: frozenset[Address] = frozenset()
+        self._held: dict[tuple[Address, Address], socket.socket] = {}
         self._backend = ""
+        self._forming = False
         self._aborted = False
-        self._restore_interface = False
+        self._chose_interface = False
 
     def form(self) -> None:
         """Join the other ranks; blocks until all have. Raises PeerLostError when one does not come or goes away."""
         device = prepare_process()
         self._backend = device.backend
-        self._use_loopback_if_alone()
-        with peer_loss_named():
-            store = PrefixStore(f"generation{self.generation}", self._connect())
-            self._foreign_listeners = listeners()
-            # new_group() takes its timeout from these module variables, and DeepSpeed passes none.
-            vars(c10d).update(default_pg_timeout=self._timeout, default_pg_nccl_timeout=self._timeout)
-            dist.init_process_group(
-                device.backend,
-                store=store,
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=self._form_timeout,
-                device_id=device.torch_device if device.is_cuda else None,
-            )
+        self._foreign_listeners = listeners()
+        self._forming = True
+        try:
+            with peer_loss_named():
+                store = self._wait_for_all()
+                self._choose_interface()
+                # new_group() takes its timeout from these module variables, and DeepSpeed passes none.
+                vars(c10d).update(default_pg_timeout=self._timeout, default_pg_nccl_timeout=self._timeout)
+                dist.init_process_group(
+                    device.backend,
+                    store=store,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    timeout=self._form_timeout,
+                    device_id=device.torch_device if device.is_cuda else None,
+                )
+                c10d._set_pg_timeout(self._timeout)
+                self._join_deepspeed()
+                self._peers = self._exchange_listeners(store)
             self._check_not_aborted()
-            c10d._set_pg_timeout(self._timeout)
-            self._join_deepspeed()
-            self._peers = self._exchange_listeners(store)
-        self._check_not_aborted()
+        finally:
+            self._forming = False
 
     def abort(self) -> None:
-        """Break every collective of this process, blocked or to come, within milliseconds; callable from any thread."""
+        """Break every collective of this process, blocked or to come; callable from any thread, and more than once.
+
+        Returns within milliseconds, or as soon as `form` has given up.
+        """
         self._aborted = True
-        if self._backend == "nccl":
-            if dist.is_initialized():
-                c10d._abort_process_group()
-            return
-        mine = listeners() - self._foreign_listeners if self._foreign_listeners else frozenset()
-        shut_connections(mine, self._peers | {self._store_address})
+        self._break_connections()
+        while self._forming:
+            # What it will wait for next may not be there yet.
+            time.sleep(_POLL_S)
+            self._break_connections()
 
     def close(self) -> None:
         """Leave the group and free its connections and threads, whatever state it is in."""
         if dist.is_initialized():
             # A collective still pending on a silent peer would hold the destructor until its timeout.
-            self.abort()
+            self._break_connections()
             dist.destroy_process_group()
+        while self._held:
+            self._held.popitem()[1].close()
         forget_group()
-        if self._restore_interface:
-            os.environ.pop(_INTERFACE, None)
-            self._restore_interface = False
+        if self._chose_interface:
+            del os.environ[_INTERFACE]
+            self._chose_interface = False
 
-    def _connect(self) -> TCPStore:
+    def _break_connections(self) -> None:
+        if self._backend == "nccl":
+            if dist.is_initialized():
+                c10d._abort_process_group()
+        elif self._foreign_listeners is not None:
+            mine = listeners() - self._foreign_listeners
+            end_reading(mine, self._peers | {self._store_address}, self._held)
+
+    def _wait_for_all(self) -> Store:
         host, port = self._store_address
-        # The store retries a refused connection until its timeout; a live worker's server never refuses.
-        socket.create_connection((host, port), timeout=self._form_timeout.total_seconds()).close()
-        return TCPStore(host, port, is_master=False, timeout=self._form_timeout, use_libuv=True)
+        try:
+            # A live worker's server never refuses; the store would retry a dead one's until its timeout.
+            socket.create_connection((host, port), timeout=self._form_timeout.total_seconds()).close()
+        except OSError as error:
+            raise PeerLostError(
+                f"rank {self.rank} can't reach the rendezvous of generation {self.generation} at {host}:{port}: {error}"
+            ) from error
+        client = TCPStore(host, port, is_master=False, timeout=self._form_timeout, use_libuv=True)
+        store = PrefixStore(f"generation{self.generation}", client)
+        deadline = time.monotonic() + self._form_timeout.total_seconds()
+        num_joined = store.add("joined", 1)
+        while num_joined < self.world_size:
+            self._check_not_aborted()
+            if time.monotonic() > deadline:
+                raise PeerLostError(
+                    f"{num_joined} of {self.world_size} ranks of generation {self.generation} came within "
+                    f"{self._form_timeout.total_seconds():g} s"
+                )
+            time.sleep(_POLL_S)
+            num_joined = store.add("joined", 0)
+        return store
 
     def _join_deepspeed(self) -> None:
         import deepspeed
@@ -138,18 +175,18 @@ class RankGroup:
         groups._clone_world_group()
 
     def _exchange_listeners(self, store: Store) -> frozenset[Address]:
-        mine = sorted(listeners() - self._foreign_listeners)
+        mine = sorted(listeners() - (self._foreign_listeners or frozenset()))
         store.set(f"listeners/{self.rank}", json.dumps(mine))
         others = [f"listeners/{rank}" for rank in range(self.world_size) if rank != self.rank]
         store.wait(others, self._form_timeout)
         return frozenset((host, port) for key in others for host, port in json.loads(store.get(key)))
 
-    def _use_loopback_if_alone(self) -> None:
+    def _choose_interface(self) -> None:
         # A rendezvous on 127.x.x.x means that all ranks share this machine. Gloo would take the address that the host
         # name resolves to, which may be none, or one that other machines reach.
         if self._store_address[0].startswith("127.") and _INTERFACE not in os.environ:
             os.environ[_INTERFACE] = loopback_interface()
-            self._restore_interface = True
+            self._chose_interface = True
 
     def _check_not_aborted(self) -> None:
         if self._aborted:

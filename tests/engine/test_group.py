@@ -1,0 +1,175 @@
+"""Peers that die or fall silent, and what the survivors do in the same processes. About 20 s together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from ranks import PATIENCE_S, Rank, Team, team
+from training import NUM_MICRO_BATCHES, train, train_config, workload
+
+from elastictrain.engine.group import RankGroup, Rendezvous
+from elastictrain.engine.zero import build_engine
+from elastictrain.errors import PeerLostError
+
+VICTIM = 1
+
+
+@dataclass
+class Survival:
+    raised: str
+    """Type of what the broken step raised."""
+    took_s: float
+    """From the abort to there; negative when it raised before."""
+    losses: dict[tuple[int, int], float]
+    """Of the first step of the next generation."""
+    bystander: bytes
+    """What a connection that is none of the group's carried afterwards."""
+
+
+def survive(me: Rank, stage: int, deadly: int) -> Survival | None:
+    """Three ranks; the victim sends itself `deadly` in its second step's backward, and the others go on without it."""
+    config = train_config(stage)
+    ours, theirs = connected_pair()
+    group = me.group(0, (0, 1, 2), timeout_s=PATIENCE_S)
+    group.form()
+    engine = build_engine(workload(config), config, config.layout(3), group)
+    late_ours, late_theirs = connected_pair()
+    aborted_at = 0.0
+
+    def abort_when_told() -> None:
+        nonlocal aborted_at
+        assert me.hear() == "abort"
+        aborted_at = time.monotonic()
+        group.abort()
+
+    listener = threading.Thread(target=abort_when_told, daemon=True)
+    train(engine, config, me.index, 3, [1])
+    me.say(os.getpid())
+    listener.start()
+    try:
+        train(engine, config, me.index, 3, [2], on_phase=lambda p: strike(me, p, deadly))
+        raise AssertionError("the step came through")
+    except PeerLostError as error:
+        raised_at, raised = time.monotonic(), type(error).__name__
+        me.say("raised")
+    listener.join()
+    engine.close()
+    group.close()
+    survivors = (0, 2)
+    group = me.group(1, survivors)
+    group.form()
+    engine = build_engine(workload(config), config, config.layout(2), group)
+    losses = train(engine, config, survivors.index(me.index), 2, [1])
+    engine.close()
+    group.close()
+    ours.sendall(b"still ")
+    late_ours.sendall(b"here")
+    return Survival(raised, raised_at - aborted_at, losses, theirs.recv(6) + late_theirs.recv(4))
+
+
+def strike(me: Rank, phase: str, deadly: int) -> None:
+    if me.index == VICTIM and phase == "backward":
+        os.kill(os.getpid(), deadly)
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        return client, server.accept()[0]
+
+
+def tell_survivors(members: Team) -> list[Survival]:
+    for rank in (0, 2):
+        members.tell(rank, "abort")
+    for rank in (0, 2):
+        assert members.said(rank) == "raised"
+    return [members.result(rank) for rank in (0, 2)]
+
+
+def expected_losses(results: list[Survival]) -> None:
+    for result in results:
+        assert result.raised == "PeerLostError"
+        assert result.bystander == b"still here"
+    assert {key for result in results for key in result.losses if key[1] >= 0} == {
+        (1, index) for index in range(NUM_MICRO_BATCHES)
+    }
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_abort_frees_ranks_that_wait_for_a_silent_one(stage: int) -> None:
+    with team(3, survive, stage, signal.SIGSTOP) as members:
+        pids = [members.said(rank) for rank in range(3)]
+        wait_until_stopped(pids[VICTIM])
+        results = tell_survivors(members)
+    expected_losses(results)
+    assert max(result.took_s for result in results) < 1.0
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_survivors_of_a_killed_rank_form_a_group_and_train(stage: int) -> None:
+    with team(3, survive, stage, signal.SIGKILL) as members:
+        for rank in range(3):
+            members.said(rank)
+        members.processes[VICTIM].join()
+        results = tell_survivors(members)
+    expected_losses(results)
+
+
+def wait_until_stopped(pid: int) -> None:
+    process = psutil.Process(pid)
+    deadline = time.monotonic() + PATIENCE_S
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------- forming
+
+
+def form_with_a_missing_rank(me: Rank) -> float:
+    """Rank 1 never comes; rank 0 is told to give up."""
+    if me.index == 1:
+        return 0.0
+    group = me.group(0, (0, 1), form_timeout_s=PATIENCE_S)
+    threading.Thread(target=lambda: (me.hear(), group.abort()), daemon=True).start()
+    me.say("forming")
+    try:
+        group.form()
+    except PeerLostError:
+        group.close()
+        return time.monotonic()
+    raise AssertionError("formed without rank 1")
+
+
+def test_abort_ends_the_wait_for_a_rank_that_never_comes() -> None:
+    with team(2, form_with_a_missing_rank) as members:
+        assert members.said(0) == "forming"
+        told_at = time.monotonic()
+        members.tell(0, "abort")
+        assert members.result(0) - told_at < 5.0
+
+
+def test_a_dead_rendezvous_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(PeerLostError, match="refused"):
+        RankGroup(f"127.0.0.1:{port}", 0, 0, 1).form()
+
+
+def test_a_rendezvous_listens_on_its_address_alone() -> None:
+    rendezvous = Rendezvous.serve("127.0.0.1")
+    port = int(rendezvous.address.rpartition(":")[2])
+    addresses = {
+        c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+# --------------------------------------------------------------------------------------------------------- rebuilds

@@ -1,72 +1,99 @@
 """Two processes that train with DeepSpeed and do nothing else: what overhead.py measures this platform against.
 
 Processes of torch.multiprocessing, a gloo group over a file, the loop of plain_deepspeed.py. No Ray, no copies of the
-state, no journal. One thread computes in each process, as in a Ray worker with one CPU.
+state, no journal. One thread computes in each process, as in a Ray worker with one CPU. Each rank appends one JSON line
+for each step: when it ended, and the losses of its micro-batches.
+
+    python benchmarks/bare_loop.py setup.json         trains until it is ended; see `Setup`
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
+from plain_deepspeed import PlainRank
+from two_nodes import end_on_sigterm
 
 from elastictrain.config import TrainConfig
+from elastictrain.engine.device import prepare_process
+
+RAY_NICENESS = 15
+"""Of all that Ray runs for users. At 0 the loop would win against other work on the machine and Ray's workers lose."""
 
 
 @dataclass(frozen=True, slots=True)
-class BareRun:
-    """What the loop did."""
+class Setup:
+    """One job."""
 
-    ends: list[float]
-    """When the slower rank ended each step, unix time."""
-    losses: list[float]
-    """Of each step, as elastictrain computes them: the mean over all micro-batches in their order."""
-
-
-def run(config: dict[str, Any], data_folder: Path, world_size: int, folder: Path) -> BareRun:
-    """Train `train.steps` steps."""
-    queue: Queue[tuple[int, list[float], list[list[float]]]] = mp.get_context("spawn").Queue()
-    arguments = (config, str(data_folder), world_size, str(folder / "rendezvous"), queue)
-    context = mp.spawn(_rank, arguments, nprocs=world_size, join=False)
-    told = sorted(queue.get() for _ in range(world_size))
-    while not context.join():
-        pass
-    ends = [max(at) for at in zip(*(rank_ends for _, rank_ends, _ in told), strict=True)]
-    per_step = zip(*(rank_losses for _, _, rank_losses in told), strict=True)
-    # rank r computes micro-batches r, r + world_size, ...
-    in_order = [[loss for turn in zip(*ranks, strict=True) for loss in turn] for ranks in per_step]
-    return BareRun(ends, [_mean(losses) for losses in in_order])
+    config: dict[str, Any]
+    """An elastictrain config; model, data, optimisation and ZeRO stage are taken from it."""
+    data_folder: str
+    """Token shards that elastictrain has prepared."""
+    world_size: int
+    folder: str
+    """Takes the ranks' lines."""
 
 
-def _mean(values: list[float]) -> float:
-    import math
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What was done, by step from 1."""
 
-    return math.fsum(values) / len(values)
+    ends: dict[int, float]
+    """When the last rank ended the step, unix time."""
+    losses: dict[int, float]
+    """As elastictrain computes them: the mean over the micro-batches of all ranks in their order."""
 
 
-def _rank(
-    rank: int, config: dict[str, Any], data_folder: str, world_size: int, rendezvous: str, queue: Queue[Any]
-) -> None:
-    import torch
-    import torch.distributed as dist
-    from plain_deepspeed import PlainRank
+def read(folder: Path, world_size: int) -> Trained:
+    """The steps that all ranks have told of so far."""
+    told = [_lines(folder / f"rank-{rank}.jsonl") for rank in range(world_size)]
+    # the ranks are at most a step apart
+    steps = list(zip(*told, strict=False))
+    ends = [max(rank["ended_at"] for rank in step) for step in steps]
+    losses = [_mean([rank["losses"] for rank in step]) for step in steps]
+    return Trained(dict(enumerate(ends, 1)), dict(enumerate(losses, 1)))
 
-    from elastictrain.engine.device import prepare_process
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _mean(of_ranks: list[list[float]]) -> float:
+    # rank r computes the micro-batches r, r + world size, ...
+    in_order = [loss for turn in zip(*of_ranks, strict=True) for loss in turn]
+    return math.fsum(in_order) / len(in_order)
+
+
+def _rank(rank: int, setup: Setup) -> None:
     torch.set_num_threads(1)
+    os.nice(RAY_NICENESS)
     prepare_process()
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    settings = TrainConfig.from_dict(config)
-    training = PlainRank(settings, Path(data_folder), rank, world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{setup.folder}/rendezvous", rank=rank, world_size=setup.world_size
+    )
+    training = PlainRank(TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, setup.world_size)
     training.begin(1)
-    ends, losses = [], []
-    for step in range(1, settings.train.steps + 1):
-        losses.append(training.step(step))
-        ends.append(time.time())
-    training.close()
-    queue.put((rank, ends, losses))
-    dist.destroy_process_group()
+    step = 0
+    with open(Path(setup.folder, f"rank-{rank}.jsonl"), "w", buffering=1) as file:
+        while True:
+            step += 1
+            losses = training.step(step)
+            file.write(json.dumps({"ended_at": time.time(), "losses": losses}) + "\n")
+
+
+if __name__ == "__main__":
+    job = Setup(**json.loads(Path(sys.argv[1]).read_text()))
+    end_on_sigterm()
+    mp.spawn(_rank, (job,), nprocs=job.world_size, daemon=True)

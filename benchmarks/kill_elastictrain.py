@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Recovery, pace, phases_between
-from two_nodes import running
+from two_nodes import Job, running
 
 from elastictrain.events import StepCommitted
 from elastictrain.tracking.journal import read_journal
@@ -46,12 +46,7 @@ def recover(
     settings = [*overrides, f"run.name={name}", f"run.storage={storage}"]
     command = [str(COMMAND), "train", str(job), *settings]
     with running(command, folder / f"{name}.log", ray_address) as train:
-        end = time.monotonic() + START_TIMEOUT_S
-        while not _is_ready(status := _ask("status", name, storage), min_step):
-            train.require_running()
-            if time.monotonic() > end:
-                raise RuntimeError(f"no warm standby and {min_step} steps within {START_TIMEOUT_S:.0f} s: {status}")
-            time.sleep(LOOK_EVERY_S)
+        status = wait_until_ready(train, name, storage, min_step)
         time.sleep(QUIET_S + wait_s)
         victim = next(w["pid"] for w in status["workers"] if w["rank"] == rank)
         killed_at = time.time()
@@ -67,9 +62,20 @@ def recover(
                 raise RuntimeError(f"not recovered within {RECOVER_TIMEOUT_S:.0f} s: {report['failures']}")
 
 
-def data_folder(name: str, folder: Path) -> Path:
-    """The token shards that this run trained on."""
-    return Path(_ask("report", name, folder / "runs")["data"]["uri"])
+def wait_until_ready(train: Job, name: str, storage: Path, min_step: int) -> Any:
+    """The run's status once it trains, a standby is warm and so many steps are done."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while not _is_ready(status := _ask("status", name, storage), min_step):
+        train.require_running()
+        if time.monotonic() > end:
+            raise RuntimeError(f"no warm standby and {min_step} steps within {START_TIMEOUT_S:.0f} s: {status}")
+        time.sleep(LOOK_EVERY_S)
+    return status
+
+
+def data_folder(name: str, storage: Path) -> Path:
+    """The token shards that this run trains on."""
+    return Path(_ask("report", name, storage)["data"]["uri"])
 
 
 def _ask(what: str, name: str, storage: Path) -> Any:

@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 setup = Setup(
                     name=f"ray-train-{number}",
                     config=config,
-                    data_folder=str(kill_elastictrain.data_folder(name, folder)),
+                    data_folder=str(kill_elastictrain.data_folder(name, folder / "runs")),
                     storage=str(folder / "ray-train"),
                     checkpoint_every=arguments.checkpoint_every,
                     events=str(folder / f"ray-train-{number}.jsonl"),

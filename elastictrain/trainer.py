@@ -56,6 +56,7 @@ from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
+from elastictrain.workloads import build_workload
 
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
@@ -173,6 +174,8 @@ class ElasticTrainer:
                 prepared.reused,
             )
         )
+        if config.model.kind == "huggingface":
+            build_workload(config, manifest.vocab_size)  # what is wrong with the folder is told before a worker starts
         live.status = "starting"
         start = self._start_point(earlier, store, emit, tracker)
         live.step = start.restore.step

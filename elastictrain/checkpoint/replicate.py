@@ -15,7 +15,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import AuthenticationError
 from typing import Any
 
@@ -35,9 +35,22 @@ _BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError)
 class ReplicaServer:
     """Serves a vault on `address` until closed: one thread accepts, one serves each connection."""
 
-    def __init__(self, vault: Vault, host: str, token: bytes, *, port: int = 0, timeout_s: float = 30) -> None:
-        """Listen on this host address only; port 0 takes a free one. Peers must hold the same token."""
+    def __init__(
+        self,
+        vault: Vault,
+        host: str,
+        token: bytes,
+        *,
+        port: int = 0,
+        timeout_s: float = 30,
+        on_put: Callable[[ShardHeader], None] = lambda header: None,
+    ) -> None:
+        """Listen on this host address only; port 0 takes a free one. Peers must hold the same token.
+
+        `on_put` hears of each snapshot that is committed here, before its sender does.
+        """
         self._vault = vault
+        self._on_put = on_put
         self._token = token
         self._timeout_s = timeout_s
         try:
@@ -124,6 +137,7 @@ class ReplicaServer:
             link.read_into(target)
 
         self._vault.receive(header, index, fill)
+        self._on_put(header)
         link.send({"ok": True})
 
     def _read(self, link: Link, request: dict[str, Any]) -> None:

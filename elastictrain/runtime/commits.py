@@ -43,9 +43,13 @@ class CommitCollector:
         self._held[header.step].add(header.rank)
         for record in unpack_records(header.note):
             self._records[record.step][header.rank] = record
-        if len(self._held[header.step]) < self._world_size:
-            return []
-        return [self._commit(step, now) for step in range(self.step + 1, header.step + 1)]
+        complete = max(
+            (step for step, ranks in self._held.items() if len(ranks) == self._world_size), default=self.step
+        )
+        steps = range(self.step + 1, complete + 1)
+        if not all(len(self._records[step]) == self._world_size for step in steps):
+            return []  # what a rank told of an earlier step is still on its way
+        return [self._commit(step, now) for step in steps]
 
     def _commit(self, step: int, now: float) -> StepCommitted:
         records = [self._records[step][rank] for rank in range(self._world_size)]

@@ -21,6 +21,7 @@ from elastictrain.runtime.causes import explain
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.protocol import FenceReply
 from elastictrain.runtime.replies import Replies
+from elastictrain.state.tensors import ShardHeader
 
 _UPDATED = ("snapshot", "idle")
 """Phases in which a rank has done the update of its step."""
@@ -39,6 +40,9 @@ class Fencing:
     """A worker can't be reached; its keeper may know of what it died."""
     lose_node: Callable[[str, RayError], None]
     hear: Callable[[str, FenceReply], None]
+    """What a keeper had not told yet; its snapshots come later, with those of all keepers."""
+    held: Callable[[ShardHeader], None]
+    """A snapshot in memory, in the order of the steps: each step's before those of the next."""
     done: Callable[[Fencing], None]
     shards: list[LocatedShard] = field(default_factory=list)
     updated_step: int = 0
@@ -109,6 +113,8 @@ class Fencing:
                 )
         if not self._keepers:
             self.finished = True
+            for header in sorted((located.stored.header for located in self.shards), key=lambda h: h.step):
+                self.held(header)
             self.done(self)
 
     def _fenced(self, name: str, reply: FenceReply) -> None:

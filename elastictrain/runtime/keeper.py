@@ -50,9 +50,12 @@ class Keeper:
     def __init__(self, run: str, node: str, storage: str, token: bytes, host: str, durable_every: int) -> None:
         self._node, self._token, self._durable_every = node, token, durable_every
         self._vault = Vault(node)
-        self._server = ReplicaServer(self._vault, host, token)
         self._store = CheckpointStore(Storage.open(storage).run(run))
         self._mail: Mailbox[KeeperEvent] = Mailbox()
+        # Told by both keepers, since a node that is lost takes what it had not told yet with it.
+        self._server = ReplicaServer(
+            self._vault, host, token, on_put=lambda header: self._mail.put(SnapshotHeld(header, True))
+        )
         self._boards: dict[str, Arena] = {}
         self._watch = ProcessWatch(self._exited)
         self._lock = threading.Lock()

@@ -30,7 +30,6 @@ from elastictrain.runtime.live import Live
 from elastictrain.runtime.protocol import (
     Evaluation,
     FaultAnnounced,
-    FenceReply,
     KeeperEvent,
     KeeperTrouble,
     Outcome,
@@ -92,6 +91,8 @@ class Supervisor:
         self._forming: Forming | None = None
         self._fired = set(start.fired)
         self._broken: tuple[float, Cause] | None = None
+        self._places: list[str] = []
+        """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
         self._stop: str | None = None
@@ -234,9 +235,8 @@ class Supervisor:
             for node in self._fleet.nodes.values():
                 node.keeper.release.remote(header.generation)
         for event in steps:
-            if event.step % self._config.checkpoint.every == 0:
-                members = [self._fleet.workers[name].node for name in self._state.members]
-                self._make_durable(event.step, event.generation, members)
+            if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
+                self._make_durable(event.step, event.generation, self._places)
             self._tell(v.StepDone(event.generation, event.step))
 
     def _training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
@@ -305,14 +305,10 @@ class Supervisor:
             lose_worker=self.worker_lost,
             suspect=self._roster.suspect,
             lose_node=self._roster.keeper_failed,
-            hear=self._hear_fenced,
+            hear=lambda name, reply: self._roster.hear(self._fleet.nodes[name], reply.events),
+            held=self._commit,
             done=done,
         )
-
-    def _hear_fenced(self, name: str, reply: FenceReply) -> None:
-        self._roster.hear(self._fleet.nodes[name], reply.events)
-        for stored in reply.held:
-            self._commit(stored.header)
 
     def _fenced(self, fencing: Fencing) -> None:
         self._fencing = None
@@ -365,6 +361,7 @@ class Supervisor:
             Member(rank, handle.name, handle.info.pid if handle.info else 0, handle.node)
             for rank, handle in enumerate(handles)
         )
+        self._places = [handle.node for handle in handles]
         phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
         self._story.begin(forming.order, forming.layout.to_json(), members, phases_s)
         self._tell(v.Formed(forming.order.generation))

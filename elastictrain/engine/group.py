@@ -8,6 +8,8 @@ so that all connections exist before training and `abort` knows them.
 merely silent. For nccl that is its own abort. Gloo has none that works, so the connections are shut (see sockets.py).
 All ranks of a generation that is given up must be aborted or gone; one left out waits until its timeout.
 
+Neither the store nor the connections ask who is there: the network between the nodes must be trusted.
+
 Cost: 5 to 10 ms to form a group of a few ranks, 1 ms to abort it, 1 ms to close it.
 """
 

@@ -4,6 +4,7 @@ Deterministic: the same layout, state and micro-batches give the same bits. Drop
 weights come from the workload's seed or an import, the rate is an argument. What DeepSpeed would keep between steps
 (counters, schedules, scalers) decides nothing here, so the state is exactly the masters, the moments and one integer.
 State that a model keeps outside its trainable parameters (buffers such as running means) is not part of it.
+Each rank builds the whole model in host memory before ZeRO 3 shards it.
 
 Cost of a build in a warm process, beside the workload's own: 10 to 30 ms for stages 0 to 2, 0.2 to 0.5 s for stage 3
 (it generates classes for every module).
@@ -24,6 +25,7 @@ from elastictrain.engine.device import Device, prepare_process
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
+from elastictrain.engine.reset import forget_engine
 from elastictrain.engine.transfer import ShardExporter, import_pieces
 from elastictrain.engine.zero_config import adamw, clips_itself, deepspeed_config
 from elastictrain.engine.zero_state import find_pieces, share, start_moments
@@ -40,7 +42,11 @@ def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group:
     """
     device = prepare_process()
     with peer_loss_named():
-        return ZeroEngine(workload, config, layout, group, device)
+        try:
+            return ZeroEngine(workload, config, layout, group, device)
+        except BaseException:
+            forget_engine()
+            raise
 
 
 class ZeroEngine:

@@ -33,13 +33,12 @@ class Survival:
     """What a connection that is none of the group's carried afterwards."""
 
 
-def survive(me: Rank, stage: int, deadly: int) -> Survival | None:
-    """Three ranks; the victim sends itself `deadly` in its second step's backward, and the others go on without it."""
+def survive(me: Rank, stage: int, deadly: int, when: str) -> Survival:
+    """Three ranks; the victim sends itself `deadly` in a phase, or instead of a build; the others go on without it."""
     config = train_config(stage)
     ours, theirs = connected_pair()
     group = me.group(0, (0, 1, 2), timeout_s=PATIENCE_S)
     group.form()
-    engine = build_engine(workload(config), config, config.layout(3), group)
     late_ours, late_theirs = connected_pair()
     aborted_at = 0.0
 
@@ -49,18 +48,25 @@ def survive(me: Rank, stage: int, deadly: int) -> Survival | None:
         aborted_at = time.monotonic()
         group.abort()
 
+    def strike(phase: str) -> None:
+        if me.index == VICTIM and phase == when:
+            os.kill(os.getpid(), deadly)
+
     listener = threading.Thread(target=abort_when_told, daemon=True)
-    train(engine, config, me.index, 3, [1])
-    me.say(os.getpid())
     listener.start()
+    me.say(os.getpid())
+    engine = None
     try:
-        train(engine, config, me.index, 3, [2], on_phase=lambda p: strike(me, p, deadly))
+        strike("build")
+        engine = build_engine(workload(config), config, config.layout(3), group)
+        train(engine, config, me.index, 3, [1], on_phase=strike)
         raise AssertionError("the step came through")
     except PeerLostError as error:
         raised_at, raised = time.monotonic(), type(error).__name__
         me.say("raised")
     listener.join()
-    engine.close()
+    if engine is not None:
+        engine.close()
     group.close()
     survivors = (0, 2)
     group = me.group(1, survivors)
@@ -72,11 +78,6 @@ def survive(me: Rank, stage: int, deadly: int) -> Survival | None:
     ours.sendall(b"still ")
     late_ours.sendall(b"here")
     return Survival(raised, raised_at - aborted_at, losses, theirs.recv(6) + late_theirs.recv(4))
-
-
-def strike(me: Rank, phase: str, deadly: int) -> None:
-    if me.index == VICTIM and phase == "backward":
-        os.kill(os.getpid(), deadly)
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -93,7 +94,7 @@ def tell_survivors(members: Team) -> list[Survival]:
     return [members.result(rank) for rank in (0, 2)]
 
 
-def expected_losses(results: list[Survival]) -> None:
+def went_on(results: list[Survival]) -> None:
     for result in results:
         assert result.raised == "PeerLostError"
         assert result.bystander == b"still here"
@@ -102,24 +103,24 @@ def expected_losses(results: list[Survival]) -> None:
     }
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_abort_frees_ranks_that_wait_for_a_silent_one(stage: int) -> None:
-    with team(3, survive, stage, signal.SIGSTOP) as members:
+@pytest.mark.parametrize(("stage", "when"), [(1, "backward"), (3, "forward"), (3, "build"), (2, "update")])
+def test_abort_frees_ranks_that_wait_for_a_silent_one(stage: int, when: str) -> None:
+    with team(3, survive, stage, signal.SIGSTOP, when) as members:
         pids = [members.said(rank) for rank in range(3)]
         wait_until_stopped(pids[VICTIM])
         results = tell_survivors(members)
-    expected_losses(results)
+    went_on(results)
     assert max(result.took_s for result in results) < 1.0
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_survivors_of_a_killed_rank_form_a_group_and_train(stage: int) -> None:
-    with team(3, survive, stage, signal.SIGKILL) as members:
+@pytest.mark.parametrize(("stage", "when"), [(0, "backward"), (2, "build"), (3, "backward")])
+def test_survivors_of_a_killed_rank_form_a_group_and_train(stage: int, when: str) -> None:
+    with team(3, survive, stage, signal.SIGKILL, when) as members:
         for rank in range(3):
             members.said(rank)
         members.processes[VICTIM].join()
         results = tell_survivors(members)
-    expected_losses(results)
+    went_on(results)
 
 
 def wait_until_stopped(pid: int) -> None:
@@ -170,6 +171,3 @@ def test_a_rendezvous_listens_on_its_address_alone() -> None:
         c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
     }
     assert addresses == {"127.0.0.1"}
-
-
-# --------------------------------------------------------------------------------------------------------- rebuilds

@@ -28,7 +28,7 @@ def rebuild(me: Rank, stage: int) -> list[tuple[int, int, int, bool]]:
         gc.disable()
         engine = build_engine(workload(config), config, config.layout(2), group)
         train(engine, config, me.index, 2, [1])
-        masters = [weakref.ref(piece.master.untyped_storage()) for piece in engine._found.pieces]
+        masters = [weakref.ref(piece.master) for piece in engine._found.pieces]
         engine.close()
         group.close()
         freed = all(ref() is None for ref in masters)
@@ -48,7 +48,9 @@ def resident_mib() -> int:
 def test_rebuilding_is_flat(stage: int) -> None:
     for rounds in run_team(2, rebuild, stage):
         settled = rounds[3:]
-        assert max(files for files, *_ in settled) <= rounds[2][0] + 1  # a store connection may close a moment later
+        # The other rank's connections to my store close in their own time: at most two a generation.
+        files = [files for files, *_ in settled]
+        assert max(files) - min(files) <= 4 < len(settled), "a leak of one a round would show"
         assert {threads for _, threads, *_ in settled} == {rounds[2][1]}
         assert settled[-1][2] - settled[0][2] < 20, f"resident MiB: {[mib for _, _, mib, _ in rounds]}"
         assert all(freed for *_, freed in rounds), "an engine's memory waits for the garbage collector"

@@ -7,10 +7,12 @@ About 40 s together.
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import torch
 from ranks import Rank, run_team
-from training import FolderSource, logical_shapes, plain_losses, save_shard, train, train_config, workload
+from training import FolderSource, logical_shapes, micro_batch, plain_losses, save_shard, train, train_config, workload
 
 from elastictrain.engine.zero import build_engine
 
@@ -44,10 +46,16 @@ def twice_and_rebuilt(me: Rank, folder: Path, kinds: list[tuple[int, str]]) -> l
 def test_a_rebuilt_engine_goes_on_bit_for_bit(tmp_path: Path, dtype: str) -> None:
     kinds = [(stage, dtype) for stage in range(4)]
     results = run_team(2, twice_and_rebuilt, tmp_path, kinds)
+    first_losses = []
     for i, kind in enumerate(kinds):
         first, second, before, after = (results[0][4 * i + j] | results[1][4 * i + j] for j in range(4))
         assert first == second, f"{kind} is not deterministic"
         assert before | after == first, f"{kind} does not go on as it was"
+        first_losses.append({key: loss for key, loss in first.items() if key[0] == 1 and key[1] >= 0})
+    # Before the first update nothing depends on the layout.
+    if dtype == "fp32":
+        first_losses.append({key: loss for key, loss in plain_losses(train_config(0), [1]).items() if key[1] >= 0})
+    assert all(losses == first_losses[0] for losses in first_losses)
 
 
 # ----------------------------------------------------------------------------------------------------- other layout
@@ -97,3 +105,35 @@ def test_a_state_taken_in_any_layout_loads_in_any_other(tmp_path: Path, dtype: s
         # Norms are sums over every weight, so they round more.
         bound = tolerance if index >= 0 else 20 * tolerance
         assert value == pytest.approx(expected[step, index], abs=bound), f"step {step}, micro-batch {index}"
+
+
+# ------------------------------------------------------------------------------------------------- beside training
+
+
+def export_beside_a_forward(me: Rank, stage: int) -> bool:
+    """Whether an export in another thread, during the next step, is what it would have been before."""
+    config = train_config(stage)
+    group = me.group(stage, (0, 1))
+    group.form()
+    engine = build_engine(workload(config), config, config.layout(2), group)
+    train(engine, config, me.index, 2, [1])
+    before, beside = (torch.full((engine.shard_index().numel,), torch.nan) for _ in range(2))
+    engine.export_into(before)
+    exports = Thread(target=lambda: [engine.export_into(beside) for _ in range(20)])
+
+    def start_or_finish(phase: str) -> None:
+        if phase == "forward" and exports.ident is None:
+            exports.start()
+
+    batches = [micro_batch(2, 3 * me.index + j) for j in range(3)]
+    engine.train_step(batches, learning_rate=0.1, before_update=exports.join, on_phase=start_or_finish)
+    after = torch.empty_like(before)
+    engine.export_into(after)
+    engine.close()
+    group.close()
+    return torch.equal(before, beside) and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_export_may_run_beside_the_next_forward_and_backward(stage: int) -> None:
+    assert run_team(2, export_beside_a_forward, stage) == [True, True]

@@ -52,6 +52,7 @@ from elastictrain.runtime.live import Live
 from elastictrain.runtime.supervisor import StartPoint, Supervisor
 from elastictrain.runtime.tracker import start_tracker, tracking_uri
 from elastictrain.status import Status
+from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
@@ -60,6 +61,9 @@ from elastictrain.workloads import build_workload
 
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
+_UNDELIVERED = (
+    "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
+)
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""
 
@@ -103,7 +107,7 @@ class ElasticTrainer:
             earlier = read_journal(self._home.folder)
             self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
             if _is_complete(earlier, self.config.train.steps):
-                return self._result(earlier, None)
+                return self._result(earlier, self._deliver_rest())
             return self._attempt(earlier)
 
     def _attempt(self, earlier: list[Event]) -> Result:
@@ -149,9 +153,9 @@ class ElasticTrainer:
                 self._end(_end_of(error), live, emit)
             raise
         finally:
+            self._write_report(told, emit)
             home.mirror(journal, force=True)
             journal.close()
-            self._write_report(told)
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
         return self._result(told, run_id)
@@ -255,19 +259,30 @@ class ElasticTrainer:
         except RayError as error:
             done, problem, run_id = False, str(error).splitlines()[0], ""
         if not done:
-            emit(
-                Warned(
-                    time.time(),
-                    "tracking",
-                    f"MLflow has not taken everything ({problem or 'it is slow'}): the rest is in the journal and is "
-                    f"delivered when the run is submitted again",
-                )
-            )
+            emit(Warned(time.time(), "tracking", _UNDELIVERED.format(problem or "it is slow")))
         return run_id or None
 
-    def _write_report(self, events: list[Event]) -> None:
+    def _deliver_rest(self) -> str | None:
+        """Deliver what MLflow could not take while the run was trained; its run id."""
+        config = self.config
+        deliverer = Deliverer(
+            self._home.folder, tracking_uri(config, self._home), config.tracking.experiment, config.run.name
+        )
+        if not deliverer.is_done():
+            delivery = deliverer.deliver(FLUSH_TIMEOUT_S)
+            if not delivery.done and self._progress is not None:
+                self._progress.on_event(
+                    Warned(time.time(), "tracking", _UNDELIVERED.format(delivery.problem or "it is slow"))
+                )
+        return deliverer.run_id or None
+
+    def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
         path = self._home.folder / "report.html"
-        path.write_text(render_html(build_report(events)), encoding="utf-8")
+        try:
+            path.write_text(render_html(build_report(events)), encoding="utf-8")
+        except OSError as error:
+            message = f"can't write {path}: {error.strerror}. `elastictrain report --html` writes it elsewhere."
+            emit(Warned(time.time(), "report", message))
 
     def _result(self, events: list[Event], run_id: str | None) -> Result:
         report = build_report(events)

@@ -52,7 +52,12 @@ class Deliverer:
     @property
     def run_id(self) -> str:
         """Of the MLflow run; empty before the first delivery that reached the store."""
-        return self._record.run_id if self._record else ""
+        return self._record.run_id if self._record else self._saved()[0]
+
+    def is_done(self) -> bool:
+        """Whether everything in the journal was delivered; asks no store."""
+        run_id, position = self._saved()
+        return bool(run_id) and not tail(self._folder, position, limit=1)[0]
 
     def deliver(self, timeout_s: float) -> Delivery:
         """Deliver what is new, beginning no batch after timeout_s; never raises for a problem of the store.

@@ -79,6 +79,15 @@ def test_snapshots_every_few_steps_bring_all_their_steps() -> None:
     assert [e.step for e in events] == [1, 2, 3]
 
 
+def test_the_newest_may_be_told_first() -> None:
+    collector = CommitCollector(0, EMPTY_CHAIN)
+    collector.begin(0, 2, 0)
+    for step, rank in ((2, 0), (2, 1), (1, 1)):
+        assert collector.add(header(0, step, 2, rank), 0.0) == []
+    events = collector.add(header(0, 1, 2, 0), 0.0)
+    assert [e.step for e in events] == [1, 2]
+
+
 def test_records_survive_the_journey() -> None:
     records = [record(4, 2, 1), record(5, 2, 1)]
     assert unpack_records(pack_records(records)) == records

@@ -45,8 +45,8 @@ from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
 TICK_S = 0.1
-PROBE_S = 1.0
-"""How long after a broken collective its cause may take to show."""
+PROBE_S = 3.0
+"""How long after a broken collective its cause may take to show; Ray needs 1 to 2 s to tell of a node's end."""
 QUIET_TIMEOUT_S = 10.0
 """How long a survivor may take to leave its generation before it is ended."""
 
@@ -91,6 +91,7 @@ class Supervisor:
         self._forming: Forming | None = None
         self._fired = set(start.fired)
         self._broken: tuple[float, Cause] | None = None
+        """When a collective broke (unix time) for a reason that has not shown yet, and what it said."""
         self._places: list[str] = []
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._fence_s = 0.0
@@ -129,11 +130,11 @@ class Supervisor:
         self._stop = reason
 
     def _check(self) -> None:
-        if self._broken is not None and time.monotonic() > self._broken[0]:
-            cause = self._broken[1]
+        if self._broken is not None and time.time() > self._broken[0] + PROBE_S:
+            at, cause = self._broken
             self._broken = None
             if self._grouped:
-                self._story.fail("engine_error", cause, generation=self._state.generation)
+                self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
                 self._tell(v.PeersBroken(self._state.generation, cause))
         for part in (self._fencing, self._forming):
             if part is not None:
@@ -177,7 +178,7 @@ class Supervisor:
             return
         ranks = self._ranks(self._roster.forget_node(name))
         if ranks:
-            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name)
+            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=self._first_sign)
         else:
             self._story.warn("node", cause.message)
         if self._fencing is not None:
@@ -204,7 +205,7 @@ class Supervisor:
                 ranks=ranks,
                 node=handle.node,
                 pid=pid,
-                at=at,
+                at=at or self._first_sign,
                 step=step,
             )
         elif self._end is None:
@@ -247,11 +248,16 @@ class Supervisor:
             self._blame("user_error", worker, cause, outcome.at, outcome.step)
             self._tell(v.RankRaised(generation, worker, outcome.step, cause))
         elif outcome.kind == "peers_broken":
-            self._note_broken(cause)
+            self._note_broken(cause, outcome.at)
 
-    def _note_broken(self, cause: Cause) -> None:
+    def _note_broken(self, cause: Cause, at: float | None = None) -> None:
         if self._broken is None:
-            self._broken = time.monotonic() + PROBE_S, cause
+            self._broken = at or time.time(), cause
+
+    @property
+    def _first_sign(self) -> float | None:
+        """When the loss that is told now began to show, where something showed before."""
+        return self._broken[0] if self._broken is not None else None
 
     def _blame(self, kind: str, worker: str | None, cause: Cause, at: float | None = None, step: int = 0) -> None:
         handle = self._fleet.workers.get(worker or "")

@@ -1,0 +1,113 @@
+"""The MLflow record of whole runs, and what happens while the store or the disk can't take anything.
+
+About 60 s on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from product import Product, Report, Running, assert_same_training, copied
+
+
+def mlflow_run(storage: Path, name: str) -> tuple[Any, Any]:
+    """A client, and the one MLflow run of this name."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("elastictrain")
+    [run] = client.search_runs([experiment.experiment_id], f"tags.`elastictrain.run` = '{name}'")
+    return client, run
+
+
+def assert_recorded(storage: Path, report: Report) -> str:
+    """The MLflow run tells what the report tells; its id."""
+    client, run = mlflow_run(storage, report["run"])
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted([m.step, m.value] for m in history) == report["loss"]
+    assert run.info.status == {"complete": "FINISHED", "stopped": "KILLED"}[report["status"]]
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    recorded = {
+        (int(m.tags["elastictrain.step"]), m.tags["elastictrain.sha256"], m.tags["elastictrain.removed"] == "true")
+        for m in models
+    }
+    assert recorded == {(c["step"], c["sha256"], c["removed"]) for c in report["checkpoints"]}
+    return str(run.info.run_id)
+
+
+def test_one_record_of_all_attempts(product: Product, stopped: Path, tmp_path: Path) -> None:
+    storage = copied(stopped, tmp_path / "storage")
+    first_id = assert_recorded(storage, product.report("stopped", storage))
+    ended = product.train("stopped", "train.steps=60", storage=storage)
+    assert ended.code == 0, ended.err
+    report = product.report("stopped", storage)
+    assert assert_recorded(storage, report) == first_id
+    code, listed = product.checkpoints("stopped", "--verify", storage=storage)
+    assert code == 0
+    told = [(c["step"], c["sha256"], c["bytes"]) for c in report["checkpoints"]]
+    assert told == [(c["step"], c["sha256"], c["bytes"]) for c in reversed(listed)]
+
+
+def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> None:
+    """And the run, to which nothing else happens, is the undisturbed one over again, bit for bit."""
+    ended = product.train("untracked", "tracking.uri=http://127.0.0.1:1")
+    assert ended.code == 0, ended.err
+    assert "MLflow has not taken everything" in ended.out
+    report = product.report("untracked")
+    assert_same_training(report, undisturbed)
+    assert report["loss"] == undisturbed["loss"]
+    assert report["failures"] == []
+    assert {w["topic"] for w in report["warnings"]} == {"tracking"}
+
+    again = product.train("untracked")
+    assert again.code == 0, again.err
+    assert_recorded(product.storage, product.report("untracked"))
+
+
+@contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """No byte is left on this filesystem."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            for size in (65536, 4096, 1):
+                while True:
+                    try:
+                        file.write(bytes(size))
+                    except OSError:
+                        break
+            yield
+        finally:
+            ballast.unlink()
+
+
+def says(running: Running, words: str) -> bool:
+    return words in running.out.read_text()
+
+
+def test_a_full_disk(product: Product, small_disk: Path, undisturbed: Report) -> None:
+    """Training goes on; only a last state that can't be written ends it badly, and what was lost is done again."""
+    overrides = ("checkpoint.every=10", "checkpoint.keep_last=2")
+    running = product.begin("full", *overrides, storage=small_disk)
+    running.until("a checkpoint", lambda: says(running, "checkpoint written"))
+    with full(small_disk):
+        ended = running.end()
+    assert ended.code == 5
+    assert "its last state could not be written" in ended.err
+    assert "Traceback" not in ended.err
+    assert "No space left on device" in ended.out
+    assert product.report("full", small_disk)["checkpoints"]
+
+    running = product.begin("full", *overrides, storage=small_disk)
+    running.until("a checkpoint", lambda: says(running, "checkpoint written"))
+    with full(small_disk):
+        running.until("a checkpoint that fails", lambda: says(running, "checkpoint not written"))
+    ended = running.end()
+    assert ended.code == 0, ended.err
+    report = product.report("full", small_disk)
+    assert_same_training(report, undisturbed)
+    assert report["status"] == "complete"
+    assert any(w["topic"] == "checkpoint" for w in report["warnings"])

@@ -28,7 +28,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from elastictrain.engine.device import prepare_process
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.reset import forget_group
-from elastictrain.engine.sockets import Address, end_reading, listeners, loopback_interface
+from elastictrain.engine.sockets import Address, end_reading, interface_with, listeners
 from elastictrain.errors import PeerLostError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -94,7 +94,6 @@ class RankGroup:
         try:
             with peer_loss_named():
                 store = self._wait_for_all()
-                self._choose_interface()
                 # new_group() takes its timeout from these module variables, and DeepSpeed passes none.
                 vars(c10d).update(default_pg_timeout=self._timeout, default_pg_nccl_timeout=self._timeout)
                 dist.init_process_group(
@@ -149,7 +148,8 @@ class RankGroup:
         host, port = self._store_address
         try:
             # A live worker's server never refuses; the store would retry a dead one's until its timeout.
-            socket.create_connection((host, port), timeout=self._form_timeout.total_seconds()).close()
+            with socket.create_connection((host, port), timeout=self._form_timeout.total_seconds()) as probe:
+                self._choose_interface(probe.getsockname()[0])
         except OSError as error:
             raise PeerLostError(
                 f"rank {self.rank} can't reach the rendezvous of generation {self.generation} at {host}:{port}: {error}"
@@ -183,11 +183,12 @@ class RankGroup:
         store.wait(others, self._form_timeout)
         return frozenset((host, port) for key in others for host, port in json.loads(store.get(key)))
 
-    def _choose_interface(self) -> None:
-        # A rendezvous on 127.x.x.x means that all ranks share this machine. Gloo would take the address that the host
-        # name resolves to, which may be none, or one that other machines reach.
-        if self._store_address[0].startswith("127.") and _INTERFACE not in os.environ:
-            os.environ[_INTERFACE] = loopback_interface()
+    def _choose_interface(self, address: str) -> None:
+        # Gloo would take the address that the host name resolves to: on many machines 127.0.1.1, which no other node
+        # reaches. The one that reaches rank 0 is right, and keeps a job on 127.x.x.x off the network.
+        interface = interface_with(address)
+        if interface is not None and _INTERFACE not in os.environ:
+            os.environ[_INTERFACE] = interface
             self._chose_interface = True
 
     def _check_not_aborted(self) -> None:

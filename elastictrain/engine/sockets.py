@@ -14,14 +14,19 @@ Cost: one pass over the open files, about 10 us each.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 Address = tuple[str, int]
 """Numeric IP address and port."""
+
+_SIOCGIFADDR = 0x8915
+"""Linux: ask for an interface's address; the answer holds it in bytes 20 to 24 (netdevice(7))."""
 
 
 def listeners() -> frozenset[Address]:
@@ -53,9 +58,17 @@ def end_reading(
             continue  # not connected any more: what we wanted
 
 
-def loopback_interface() -> str:
-    """Name of the loopback interface: lo on Linux, lo0 elsewhere."""
-    return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
+def interface_with(address: str) -> str | None:
+    """Name of the network interface whose primary IPv4 address this is; None when there is none, or not on Linux."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(query, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:
+                continue  # an interface without an IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
 
 
 def _tcp_sockets() -> Iterator[socket.socket]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
-from ranks import PATIENCE_S, Rank, Team, team
+from ranks import PATIENCE_S, Rank, Team, run_team, team
 from training import NUM_MICRO_BATCHES, train, train_config, workload
 
 from elastictrain.engine.group import RankGroup, Rendezvous
+from elastictrain.engine.sockets import listeners
 from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
@@ -171,3 +172,18 @@ def test_a_rendezvous_listens_on_its_address_alone() -> None:
         c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
     }
     assert addresses == {"127.0.0.1"}
+
+
+def listen_where(me: Rank) -> tuple[set[str], str | None]:
+    """Addresses that the group listens on, and what remains of the choice."""
+    before = listeners()
+    group = me.group(0, (0, 1))
+    group.form()
+    during = {address for address, _ in listeners() - before}
+    me.meet()
+    group.close()
+    return during, os.environ.get("GLOO_SOCKET_IFNAME")
+
+
+def test_a_group_on_one_machine_stays_on_its_loopback() -> None:
+    assert run_team(2, listen_where) == [({"127.0.0.1"}, None)] * 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from dataclasses import dataclass
 
 import pytest
 from ranks import Rank, num_files, run_team
+from torch import nn
 from training import micro_batch, train, train_config, workload
 
 from elastictrain.engine.release import tidy
@@ -17,8 +19,21 @@ from elastictrain.engine.zero import build_engine
 ROUNDS = 14
 
 
-def rebuild(me: Rank, stage: int) -> list[tuple[int, int, int, bool]]:
-    """Files, threads, resident MiB and whether the masters are gone, after each engine's life."""
+@dataclass
+class Remains:
+    """What a process holds after an engine's life."""
+
+    files: int
+    threads: int
+    resident_mib: int
+    masters_freed: bool
+    """Before any garbage collection."""
+    modules: int
+    """Alive after one."""
+
+
+def rebuild(me: Rank, stage: int) -> list[Remains]:
+    """Build, step and tear down again and again."""
     config = train_config(stage)
     warm(workload(config), config, micro_batch(1, 0)[1])
     found = []
@@ -32,8 +47,9 @@ def rebuild(me: Rank, stage: int) -> list[tuple[int, int, int, bool]]:
         engine.close()
         group.close()
         freed = all(ref() is None for ref in masters)
-        found.append((num_files(), len(os.listdir("/proc/self/task")), resident_mib(), freed))
         tidy()
+        modules = sum(isinstance(thing, nn.Module) for thing in gc.get_objects())
+        found.append(Remains(num_files(), len(os.listdir("/proc/self/task")), resident_mib(), freed, modules))
         gc.enable()
         me.meet()
     return found
@@ -49,8 +65,9 @@ def test_rebuilding_is_flat(stage: int) -> None:
     for rounds in run_team(2, rebuild, stage):
         settled = rounds[3:]
         # The other rank's connections to my store close in their own time: at most two a generation.
-        files = [files for files, *_ in settled]
+        files = [remains.files for remains in settled]
         assert max(files) - min(files) <= 4 < len(settled), "a leak of one a round would show"
-        assert {threads for _, threads, *_ in settled} == {rounds[2][1]}
-        assert settled[-1][2] - settled[0][2] < 20, f"resident MiB: {[mib for _, _, mib, _ in rounds]}"
-        assert all(freed for *_, freed in rounds), "an engine's memory waits for the garbage collector"
+        assert len({remains.threads for remains in settled}) == 1
+        assert settled[-1].resident_mib - settled[0].resident_mib < 20
+        assert all(remains.masters_freed for remains in rounds), "an engine's memory waits for the garbage collector"
+        assert len({remains.modules for remains in settled}) == 1

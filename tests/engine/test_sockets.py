@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
-from elastictrain.engine.sockets import end_reading, listeners
+from elastictrain.engine.sockets import end_reading, interface_with, listeners
 
 
 def test_a_listener_is_found_by_its_address() -> None:
@@ -47,3 +47,8 @@ def test_the_end_a_peer_accepted_is_known_by_the_peers_listener() -> None:
         assert connection.recv(1) == b""
         for sock in (connection, *held.values()):
             sock.close()
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    assert interface_with("127.0.0.1") == "lo"
+    assert interface_with("203.0.113.7") is None

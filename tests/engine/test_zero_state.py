@@ -60,8 +60,8 @@ def test_a_rebuilt_engine_goes_on_bit_for_bit(tmp_path: Path, dtype: str) -> Non
 
 # ----------------------------------------------------------------------------------------------------- other layout
 
-JOURNEY = ((1, 2), (1, 1), (3, 3), (2, 2), (0, 3), (3, 2), (3, 1), (2, 3), (0, 1), (1, 3), (0, 2), (3, 2))
-"""(stage, world size) of one generation after another, one step each."""
+JOURNEY = ((1, 2), (1, 1), (3, 3), (2, 2), (0, 3), (3, 2), (3, 3), (2, 1), (0, 1), (1, 3), (3, 1), (0, 2))
+"""(stage, world size) of generations, one step each. The ranks of the second (3, 3) have built different engines."""
 
 
 def journey(me: Rank, folder: Path, dtype: str) -> Losses:

@@ -4,7 +4,9 @@ elastictrain runs as a user runs it: its command line, Ray actors on two local n
 whole state after each step with its replica on the other node, a durable checkpoint every 50 steps, the journal and
 MLflow. The bare loop is two processes that train with the same DeepSpeed and do nothing else (bare_loop.py). Both take
 the same steps on the same samples, and their losses are compared bit for bit. When both are warm and the standby is
-up, they take turns of a few seconds (turns.py); the ratio is the median over the turns of that of their steps/s.
+up, they take turns of a few seconds (turns.py): a round is one turn of each. The ratio of their steps/s is the median
+over the rounds that other work on the machine disturbed least. While the bare loop has its turn nothing else runs, of
+elastictrain or of Ray.
 
     python benchmarks/overhead.py                                     a table; about 4 minutes
     python benchmarks/overhead.py --rounds 40 --json                  one JSON object
@@ -48,7 +50,7 @@ START_TIMEOUT_S = 120.0
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each (default 20)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds that count (default 20)")
     parser.add_argument("--turn", type=float, default=5.0, metavar="S", help="seconds of a turn (default 5)")
     parser.add_argument("--steps", type=int, default=50, help="steps of warm-up before the turns (default 50)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -84,7 +86,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 _wait_until_warm(bare, lines, arguments.steps)
                 names = {ours.process.pid: "driver", **dict.fromkeys(_tree(bare), BARE)}
                 before = used(_all_started(), names)
-                turns = take_turns((lambda: _others(bare), lambda: _tree(bare)), arguments.rounds, arguments.turn)
+                turns = take_turns(
+                    (lambda: _others(bare), lambda: _tree(bare)), arguments.rounds, 3 * arguments.rounds, arguments.turn
+                )
                 spent = between(before, used(_all_started(), names))
         committed = [e for e in read_journal(storage / NAME) if isinstance(e, StepCommitted)]
         plain = bare_loop.read(lines, WORLD_SIZE)
@@ -92,10 +96,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     ours_ends, bare_ends = [e.finished_at for e in committed], list(plain.ends.values())
     rounds = [
-        {"elastictrain_steps_per_s": a.steps_per_s(ours_ends), "bare_steps_per_s": b.steps_per_s(bare_ends)}
-        for a, b in turns
+        {
+            "elastictrain_steps_per_s": ours_turn.steps_per_s(ours_ends),
+            "bare_steps_per_s": bare_turn.steps_per_s(bare_ends),
+            "others": max(ours_turn.others, bare_turn.others),
+        }
+        for ours_turn, bare_turn in turns
     ]
-    ratios = [r["elastictrain_steps_per_s"] / r["bare_steps_per_s"] for r in rounds]
+    counted = sorted(rounds, key=lambda r: r["others"])[: arguments.rounds]
+    ratios = [r["elastictrain_steps_per_s"] / r["bare_steps_per_s"] for r in counted]
     compared = [e.loss == plain.losses[e.step] for e in committed if e.step in plain.losses]
     low, _, high = quantiles(ratios, n=4)
     num_ours = sum(turn.num_ended(ours_ends) for turn, _ in turns)
@@ -103,15 +112,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": found,
         "overrides": arguments.overrides,
-        "elastictrain": {"steps_per_s": median(r["elastictrain_steps_per_s"] for r in rounds)},
-        "bare": {"steps_per_s": median(r["bare_steps_per_s"] for r in rounds)},
+        "elastictrain": {"steps_per_s": median(r["elastictrain_steps_per_s"] for r in counted)},
+        "bare": {"steps_per_s": median(r["bare_steps_per_s"] for r in counted)},
         "ratio": median(ratios),
         "ratio_quartiles": [low, high],
         "processor_s_per_step": {
             kind: seconds / (num_bare if kind == BARE else num_ours) for kind, seconds in spent.items()
         },
         "losses": {"steps_compared": len(compared), "same_bits": all(compared)},
-        "rounds": rounds,
+        "others": max(r["others"] for r in counted),
+        "rounds": counted,
+        "rounds_left_out": len(rounds) - len(counted),
     }
 
 
@@ -145,6 +156,7 @@ def told(result: dict[str, Any]) -> str:
         speeds = sorted(r[field] for r in result["rounds"])
         rows.append([who, f"{median(speeds):.2f}", f"{speeds[0]:.2f}", f"{speeds[-1]:.2f}"])
     low, high = result["ratio_quartiles"]
+    num_rounds = len(result["rounds"])
     losses = result["losses"]
     spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in result["processor_s_per_step"].items())
     same = "the same bits" if losses["same_bits"] else "DIFFERENT"
@@ -154,7 +166,9 @@ def told(result: dict[str, Any]) -> str:
             "",
             table(["steps/s", "median", "slowest turn", "fastest turn"], rows),
             "",
-            f"ratio: {result['ratio']:.3f}, median of {len(result['rounds'])} turns; quartiles {low:.3f} to {high:.3f}",
+            f"ratio: {result['ratio']:.3f}, median of {num_rounds} rounds; quartiles {low:.3f} to {high:.3f}",
+            f"other work took up to {result['others']:.0%} of the processors meanwhile; "
+            f"rounds left out, disturbed more than that: {result['rounds_left_out']}",
             f"processor time, ms per step: {spent}",
             f"losses: {same} in all {losses['steps_compared']} steps that both took",
         ]

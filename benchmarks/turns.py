@@ -1,7 +1,8 @@
 """Two jobs that share a machine in turns: while one computes, all processes of the other are stopped (SIGSTOP).
 
 A machine's speed drifts by more than what is to be measured: other work, other tenants, heat. Turns of a few seconds
-put both jobs through the same weather, where one whole run after the other would not.
+put both jobs through the same weather, where one whole run after the other would not. What others take meanwhile is
+measured too (their processor time, and what the hypervisor steals), and a pair of turns that they disturb is repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
+
+DISTURBED = 0.06
+"""Share of the machine's processors that others may take in an undisturbed turn."""
+
 Pids = Callable[[], Iterable[int]]
 """The processes of a job, as they are now."""
 
@@ -24,6 +30,8 @@ class Turn:
 
     begun: float
     ended: float
+    others: float
+    """Share of the processors that was not the two jobs'."""
 
     def steps_per_s(self, ends: Sequence[float]) -> float:
         """Speed from the first end of a step within the turn to the last; `ends` is sorted."""
@@ -42,24 +50,49 @@ class Turn:
         return ends[bisect_left(ends, self.begun) : bisect_right(ends, self.ended)]
 
 
-def take_turns(jobs: tuple[Pids, Pids], num_turns: int, turn_s: float) -> list[tuple[Turn, Turn]]:
-    """So many turns for each job, in changing order; afterwards both compute again."""
+def undisturbed(pair: tuple[Turn, Turn]) -> bool:
+    """Whether both turns had the machine to themselves."""
+    return max(turn.others for turn in pair) <= DISTURBED
+
+
+def take_turns(jobs: tuple[Pids, Pids], num_quiet: int, num_most: int, turn_s: float) -> list[tuple[Turn, Turn]]:
+    """Pairs of turns in changing order, until so many were undisturbed, or `num_most` in all; then both compute."""
     turns: list[tuple[Turn, Turn]] = []
     try:
-        for number in range(num_turns):
-            first = number % 2
-            pair = [Turn(0, 0), Turn(0, 0)]
+        while len(turns) < num_most and sum(map(undisturbed, turns)) < num_quiet:
+            first = len(turns) % 2
+            pair: dict[int, Turn] = {}
             for job in (first, 1 - first):
                 _signal(jobs[1 - job](), signal.SIGSTOP)
                 _signal(jobs[job](), signal.SIGCONT)
-                begun = time.time()
-                time.sleep(turn_s)
-                pair[job] = Turn(begun, time.time())
+                pair[job] = _measure(jobs, turn_s)
             turns.append((pair[0], pair[1]))
     finally:
-        for job in jobs:
-            _signal(job(), signal.SIGCONT)
+        for pids in jobs:
+            _signal(pids(), signal.SIGCONT)
     return turns
+
+
+def _measure(jobs: tuple[Pids, Pids], turn_s: float) -> Turn:
+    begun, busy_s, own_s = time.time(), _busy_s(), _own_s(jobs)
+    time.sleep(turn_s)
+    ended = time.time()
+    others_s = (_busy_s() - busy_s) - (_own_s(jobs) - own_s)
+    return Turn(begun, ended, max(0.0, others_s) / ((ended - begun) * psutil.cpu_count()))
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+
+
+def _own_s(jobs: tuple[Pids, Pids]) -> float:
+    seconds = 0.0
+    for pid in {os.getpid(), *jobs[0](), *jobs[1]()}:
+        with suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:

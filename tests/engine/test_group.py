@@ -70,8 +70,9 @@ def survive(me: Rank, stage: int, deadly: int, when: str) -> Survival:
         engine.close()
     group.close()
     survivors = (0, 2)
-    group = me.group(1, survivors)
+    left, group = group, me.group(1, survivors)
     group.form()
+    left.abort()  # comes late, and must not touch the next group
     engine = build_engine(workload(config), config, config.layout(2), group)
     losses = train(engine, config, survivors.index(me.index), 2, [1])
     engine.close()

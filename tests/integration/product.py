@@ -67,6 +67,7 @@ TINY = {
         "validation_fraction": 0.2,
         "validation_samples": 8,
     },
+    "elastic": {"standby": 0},
     "checkpoint": {"every": 50},
 }
 
@@ -279,6 +280,31 @@ def assert_near(report: Report, undisturbed: Report) -> None:
         assert math.isclose(loss, other, rel_tol=1e-4), f"step {step}: {loss} and {other}"
     if report["steps"] == undisturbed["steps"]:
         assert report["sample_digest"] == undisturbed["sample_digest"]
+
+
+def mlflow_run(storage: Path, name: str) -> tuple[Any, Any]:
+    """A client, and the one MLflow run of this name."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("elastictrain")
+    [run] = client.search_runs([experiment.experiment_id], f"tags.`elastictrain.run` = '{name}'")
+    return client, run
+
+
+def assert_recorded(storage: Path, report: Report) -> str:
+    """The one MLflow run of all attempts tells what the report tells; its id."""
+    client, run = mlflow_run(storage, report["run"])
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted([m.step, m.value] for m in history) == report["loss"]
+    assert run.info.status == {"complete": "FINISHED", "stopped": "KILLED"}[report["status"]]
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    recorded = {
+        (int(m.tags["elastictrain.step"]), m.tags["elastictrain.sha256"], m.tags["elastictrain.removed"] == "true")
+        for m in models
+    }
+    assert recorded == {(c["step"], c["sha256"], c["removed"]) for c in report["checkpoints"]}
+    return str(run.info.run_id)
 
 
 def expected_digest(num_samples: int, steps: int) -> str:

@@ -42,7 +42,7 @@ def small_cluster() -> Iterator[Any]:
 def test_a_node_dies_and_another_comes(small_cluster: Any, storage_folder: Path, undisturbed: Report) -> None:
     product = Product(storage_folder, str(small_cluster.address))
     try:
-        running = product.begin("nodes", "elastic.standby=0", "elastic.min_workers=1", "train.steps=100000")
+        running = product.begin("nodes", "train.steps=100000")
         running.until_step(30)
         [node] = small_cluster.worker_nodes
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)

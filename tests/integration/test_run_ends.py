@@ -11,9 +11,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from product import STEPS, Product, Report, assert_same_training, copied, eventually_none
+from product import STEPS, Product, Report, assert_recorded, assert_same_training, copied, eventually_none
 
-from elastictrain.events import CheckpointWritten
+from elastictrain.events import CheckpointWritten, RunStarted
 
 
 def journal(storage: Path, name: str) -> dict[str, bytes]:
@@ -41,6 +41,7 @@ def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Rep
     before = product.report("stopped", storage)
     assert before["status"] == "stopped"
     assert 20 <= before["steps"] < STEPS
+    record = assert_recorded(storage, before)
     code, [newest] = product.checkpoints("stopped", "--verify", storage=storage)
     assert code == 0
     assert (newest["step"], newest["verified"]) == (before["steps"], True)
@@ -52,7 +53,7 @@ def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Rep
     assert "model.dropout was 0.1 and is now 0.2" in other.err
 
     running = product.begin("stopped", storage=storage)
-    running.until_step(before["steps"] + 5)
+    running.until("attempt 2", lambda: len(running.told(RunStarted)) == 2)
     second = product.train("stopped", storage=storage)
     assert second.code == 3
     assert f"is being trained now by process {running.process.pid}" in second.err
@@ -62,6 +63,7 @@ def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Rep
     report = product.report("stopped", storage)
     assert report["status"] == "complete"
     assert_same_training(report, undisturbed)
+    assert assert_recorded(storage, report) == record
     assert [a["status"] for a in report["attempts"]] == ["stopped", "complete"]
     assert report["attempts"][0]["cause"]["message"] == "SIGTERM received"
     first, resumed = report["generations"]

@@ -12,6 +12,8 @@ import signal
 
 from product import Product, Report, assert_same_training
 
+from elastictrain.status import Status
+
 
 def test_nothing_happens(undisturbed: Report) -> None:
     assert undisturbed["status"] == "complete"
@@ -69,22 +71,34 @@ def test_workers_die_by_plan(product: Product, undisturbed: Report) -> None:
 
 
 def test_workers_are_killed_from_outside(product: Product, undisturbed: Report) -> None:
-    """Three times one of them at a random moment, then both at once: the keepers have the state."""
-    running = product.begin("killed")
-    chance, generation = random.Random(4), 0
-    for victims in ([chance.randrange(2)], [chance.randrange(2)], [chance.randrange(2)], [0, 1]):
-        status = running.until_running(generation, step=chance.randrange(10, 60))
+    """One at a random moment; both at once, and the keepers have the state; one for which a standby waits."""
+    running = product.begin("killed", "elastic.standby=1", "train.steps=100000")
+    chance = random.Random()
+
+    def kill(status: Status, *ranks: int) -> int:
         pids = {worker.rank: worker.pid for worker in status.workers}
-        for rank in victims:
+        for rank in ranks:
             os.kill(pids[rank], signal.SIGKILL)
-        generation = status.generation + 1
-    ended = running.end()
-    assert ended.code == 0, ended.err
+        return status.generation + 1
+
+    generation = kill(running.until_running(0, step=chance.randrange(5, 50)), chance.randrange(2))
+    generation = kill(running.until_running(generation, step=chance.randrange(50, 100)), 0, 1)
+    running.until_running(generation)
+    running.until("a standby", lambda: (s := running.status()) and s.standbys)
+    status = running.until_running(generation)
+    [standby] = status.standbys
+    generation = kill(status, 1)
+    status = running.until_running(generation)
+    assert status.workers[1].pid == standby.pid
+    ended = running.stop()
+    assert ended.code == 130, ended.err
+
     report = product.report("killed")
     assert_same_training(report, undisturbed)
-    assert [f["cause"]["message"] for f in report["failures"]] == ["SIGKILL"] * 5
+    assert [f["cause"]["message"] for f in report["failures"]] == ["SIGKILL"] * 4
     assert not any(f["injected"] for f in report["failures"])
     assert {g["source"] for g in report["generations"][1:]} == {"memory"}
     assert {g["continuation"] for g in report["generations"]} == {"bit_exact"}
     assert all(f["recovered_s"] is not None for f in report["failures"])
-    assert report["lost_steps"] <= 4
+    assert report["failures"][-1]["recovered_s"] < 5
+    assert report["lost_steps"] <= 3

@@ -8,47 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from product import Product, Report, Running, assert_same_training, copied
-
-
-def mlflow_run(storage: Path, name: str) -> tuple[Any, Any]:
-    """A client, and the one MLflow run of this name."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("elastictrain")
-    [run] = client.search_runs([experiment.experiment_id], f"tags.`elastictrain.run` = '{name}'")
-    return client, run
-
-
-def assert_recorded(storage: Path, report: Report) -> str:
-    """The MLflow run tells what the report tells; its id."""
-    client, run = mlflow_run(storage, report["run"])
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    assert sorted([m.step, m.value] for m in history) == report["loss"]
-    assert run.info.status == {"complete": "FINISHED", "stopped": "KILLED"}[report["status"]]
-    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    recorded = {
-        (int(m.tags["elastictrain.step"]), m.tags["elastictrain.sha256"], m.tags["elastictrain.removed"] == "true")
-        for m in models
-    }
-    assert recorded == {(c["step"], c["sha256"], c["removed"]) for c in report["checkpoints"]}
-    return str(run.info.run_id)
-
-
-def test_one_record_of_all_attempts(product: Product, stopped: Path, tmp_path: Path) -> None:
-    storage = copied(stopped, tmp_path / "storage")
-    first_id = assert_recorded(storage, product.report("stopped", storage))
-    ended = product.train("stopped", "train.steps=60", storage=storage)
-    assert ended.code == 0, ended.err
-    report = product.report("stopped", storage)
-    assert assert_recorded(storage, report) == first_id
-    code, listed = product.checkpoints("stopped", "--verify", storage=storage)
-    assert code == 0
-    told = [(c["step"], c["sha256"], c["bytes"]) for c in report["checkpoints"]]
-    assert told == [(c["step"], c["sha256"], c["bytes"]) for c in reversed(listed)]
+from product import Product, Report, Running, assert_recorded, assert_same_training
 
 
 def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> None:

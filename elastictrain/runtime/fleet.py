@@ -8,6 +8,7 @@ is control's to say.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from elastictrain.config import TrainConfig
 from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
+
+BAN_S = 20.0
+"""A node that was given up on is left alone for so long: Ray takes up to 15 s to see that a node is dead. If it lives
+on, only its keeper had died, and it gets another."""
 
 
 @dataclass
@@ -56,8 +61,8 @@ class Fleet:
     token: bytes
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, WorkerHandle] = field(default_factory=dict)
-    banned: set[str] = field(default_factory=set)
-    """Ray ids of nodes given up on: they come back under another id."""
+    banned: dict[str, float] = field(default_factory=dict)
+    """Ray ids of nodes given up on, and until when (monotonic seconds)."""
     _free_slots: dict[str, list[PlacementGroup]] = field(default_factory=lambda: defaultdict(list))
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
@@ -75,7 +80,8 @@ class Fleet:
 
     def look(self) -> tuple[list[Node], list[str]]:
         """Compare with Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
-        alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in self.banned}
+        now = time.monotonic()
+        alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and self.banned.get(n["NodeID"], now) <= now}
         lost = [name for name, node in self.nodes.items() if node.ray_id not in alive]
         known = {node.ray_id for node in self.nodes.values()}
         new: list[Node] = []
@@ -137,7 +143,7 @@ class Fleet:
     def drop_node(self, name: str) -> None:
         """Give up on a node and everything on it."""
         node = self.nodes.pop(name)
-        self.banned.add(node.ray_id)
+        self.banned[node.ray_id] = time.monotonic() + BAN_S
         for worker in [w.name for w in self.workers.values() if w.node == name]:
             handle = self.workers.pop(worker)
             ray.kill(handle.actor)

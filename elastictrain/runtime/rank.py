@@ -20,6 +20,7 @@ from elastictrain.data.shards import TokenShards
 from elastictrain.data.stream import TokenStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.group import RankGroup, Rendezvous
+from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.warm import warm
 from elastictrain.engine.zero import build_engine
@@ -38,6 +39,9 @@ from elastictrain.runtime.protocol import (
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.storage import Storage
 from elastictrain.workloads import build_workload
+
+TIDY_AFTER_STEPS = 5
+"""What an engine of an earlier generation left behind is collected when training runs again, not while it waits."""
 
 
 class RankProgram:
@@ -113,11 +117,14 @@ class RankProgram:
             raise PeerLostError("this rank has left its group")
         self._unsaid = []
         step = self._first_step - 1
+        tidy_at = self._first_step + TIDY_AFTER_STEPS
         while step < config.train.steps and not (paused := self._pause_at is not None and step >= self._pause_at):
             step += 1
             self._unsaid.append(self._step(step, engine, stream, snapshots))
             if step % config.snapshot.every == 0 or step == config.train.steps or step == self._pause_at:
                 self._snapshot(step, engine, snapshots)
+            if step == tidy_at:
+                tidy()
         snapshots.wait()
         self._board.write(self._order_of.generation, step, "idle")
         return step, paused

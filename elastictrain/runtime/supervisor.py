@@ -181,9 +181,9 @@ class Supervisor:
             self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=self._first_sign)
         else:
             self._story.warn("node", cause.message)
+        self._tell(v.NodeLost(name, cause))
         if self._fencing is not None:
             self._fencing.forget_node(name)
-        self._tell(v.NodeLost(name, cause))
 
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """See `roster.Listener`."""

@@ -20,6 +20,8 @@ from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
 VICTIM = 1
+FAR_BELOW_THE_TIMEOUT_S = 20.0
+"""An abort takes milliseconds; without it a rank waits for the group's 600 s. Between them is room for a busy machine."""
 
 
 @dataclass
@@ -112,7 +114,7 @@ def test_abort_frees_ranks_that_wait_for_a_silent_one(stage: int, when: str) -> 
         wait_until_stopped(pids[VICTIM])
         results = tell_survivors(members)
     went_on(results)
-    assert max(result.took_s for result in results) < 1.0
+    assert max(result.took_s for result in results) < FAR_BELOW_THE_TIMEOUT_S
 
 
 @pytest.mark.parametrize(("stage", "when"), [(0, "backward"), (2, "build"), (3, "backward")])

@@ -21,7 +21,7 @@ from elastictrain.errors import PeerLostError
 
 VICTIM = 1
 FAR_BELOW_THE_TIMEOUT_S = 20.0
-"""An abort takes milliseconds; without it a rank waits for the group's 600 s. Between them is room for a busy machine."""
+"""An abort takes milliseconds; without it a rank waits for the group's 600 s."""
 
 
 @dataclass

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Ray reads this once, when the first test module imports it: clusters that tests start themselves have no token. A run
+# that embeds its own cluster is another process, and makes one.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @pytest.fixture

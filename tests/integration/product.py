@@ -178,7 +178,9 @@ class Product:
         out, err = self.folder / f"{number}-{name}.out", self.folder / f"{number}-{name}.err"
         command = [PROGRAM, "train", str(config), f"run.name={name}", f"run.storage={storage}", *overrides]
         command += [f"cluster.address={self.address}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", MARK: mark}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", MARK: mark}
+        if self.passing:
+            del environment["RAY_AUTH_MODE"]  # an embedded cluster has a token of its own
         if self.passing:
             environment["TMPDIR"] = self.passing
         with out.open("wb") as out_file, err.open("wb") as err_file:

@@ -15,7 +15,7 @@ def explain(error: RayError) -> Cause:
         line = f"{type(inner).__name__}: {inner}".splitlines()[0]
         return Cause("exception", line, str(error), type(inner).__name__)
     if isinstance(error, RayActorError):
-        return Cause("unknown", "the worker's process or its node is gone (Ray lost the connection)")
+        return Cause("unknown", "its process or its node is gone (Ray lost the connection)")
     return Cause("unknown", str(error).splitlines()[0])
 
 

@@ -19,6 +19,8 @@ from ray.exceptions import RayError
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.errors import ElasticTrainError
 from elastictrain.events import CheckpointFailed, CheckpointRemoved, CheckpointWritten, Event
+from elastictrain.runtime.causes import explain
+from elastictrain.runtime.protocol import SaveReply
 from elastictrain.state.manifest import Manifest, ShardEntry
 from elastictrain.state.tensors import LogicalTensor
 
@@ -113,7 +115,8 @@ class DurableWriter:
             )
             removed = self._store.prune(self._keep_last)
         except (ElasticTrainError, RayError, OSError) as error:
-            return [CheckpointFailed(time.time(), due.step, str(error).splitlines()[0])]
+            problem = explain(error).message if isinstance(error, RayError) else str(error)
+            return [CheckpointFailed(time.time(), due.step, problem.splitlines()[0])]
         now = time.time()
         written = CheckpointWritten(
             at=now,
@@ -134,8 +137,16 @@ class DurableWriter:
         by_keeper: dict[Any, list[int]] = defaultdict(list)
         for rank, keeper in due.keepers.items():
             by_keeper[keeper].append(rank)
-        replies = ray.get(
-            [keeper.save.remote(due.generation, due.step, ranks, due.world_size) for keeper, ranks in by_keeper.items()]
-        )
+        calls = [
+            keeper.save.remote(due.generation, due.step, ranks, due.world_size) for keeper, ranks in by_keeper.items()
+        ]
+        replies, failures = list[SaveReply](), list[RayError]()
+        for call in calls:  # to the last: none writes any more when a failure is told
+            try:
+                replies.append(ray.get(call))
+            except RayError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         entries = [entry for reply in replies for entry in reply.entries]
         return sorted(entries, key=lambda e: e.file), max(reply.stall_s for reply in replies)

@@ -121,7 +121,8 @@ class RankProgram:
         while step < config.train.steps and not (paused := self._pause_at is not None and step >= self._pause_at):
             step += 1
             self._unsaid.append(self._step(step, engine, stream, snapshots))
-            if step % config.snapshot.every == 0 or step == config.train.steps or step == self._pause_at:
+            due = step % config.snapshot.every == 0 or step % config.checkpoint.every == 0
+            if due or step == config.train.steps or step == self._pause_at:
                 self._snapshot(step, engine, snapshots)
             if step == tidy_at:
                 tidy()

@@ -13,8 +13,11 @@ from product import Product, Report, Running, assert_recorded, assert_same_train
 
 
 def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> None:
-    """And the run, to which nothing else happens, is the undisturbed one over again, bit for bit."""
-    ended = product.train("untracked", "tracking.uri=http://127.0.0.1:1")
+    """And the run, to which nothing else happens, is the undisturbed one over again, bit for bit.
+
+    With fewer snapshots, of which none falls on a step whose checkpoint is due.
+    """
+    ended = product.train("untracked", "tracking.uri=http://127.0.0.1:1", "snapshot.every=7")
     assert ended.code == 0, ended.err
     assert "MLflow has not taken everything" in ended.out
     report = product.report("untracked")
@@ -22,6 +25,7 @@ def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> No
     assert report["loss"] == undisturbed["loss"]
     assert report["failures"] == []
     assert {w["topic"] for w in report["warnings"]} == {"tracking"}
+    assert [c["step"] for c in report["checkpoints"]] == [c["step"] for c in undisturbed["checkpoints"]]
 
     again = product.train("untracked")
     assert again.code == 0, again.err

@@ -243,6 +243,12 @@ class TrainConfig(_Section):
             self.layout(self.elastic.max_workers)
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        for number, fault in enumerate(self.faults):
+            if fault.rank >= self.elastic.max_workers:
+                raise ValueError(
+                    f"faults.{number}.rank {fault.rank} never strikes: with elastic.max_workers "
+                    f"{self.elastic.max_workers} the highest rank is {self.elastic.max_workers - 1}"
+                )
         return self
 
     def layout(self, world_size: int) -> Layout:

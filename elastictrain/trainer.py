@@ -31,7 +31,7 @@ from elastictrain.control.vocabulary import End, RestorePoint
 from elastictrain.data.corpus import find_documents
 from elastictrain.data.order import EMPTY_CHAIN
 from elastictrain.data.prepare import prepare
-from elastictrain.errors import ElasticTrainError, InfrastructureError, UserCodeError
+from elastictrain.errors import ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
     Cause,
     CheckpointRejected,
@@ -42,6 +42,7 @@ from elastictrain.events import (
     GenerationStarted,
     RunEnded,
     RunStarted,
+    StepCommitted,
     Warned,
 )
 from elastictrain.progress import ProgressListener
@@ -108,6 +109,7 @@ class ElasticTrainer:
             self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
             if _is_complete(earlier, self.config.train.steps):
                 return self._result(earlier, self._deliver_rest())
+            _refuse_fewer_steps(earlier, self.config.train.steps)
             return self._attempt(earlier)
 
     def _attempt(self, earlier: list[Event]) -> Result:
@@ -129,10 +131,11 @@ class ElasticTrainer:
                 self._progress.on_status(status)
 
         begun_at = time.time()
-        live = Live(config, attempt, 0, _run_began(earlier) or begun_at, show)
+        live = Live(config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
         if earlier:
             live.resume(goodput(earlier).seconds["compute"], build_report(earlier)["lost_steps"])
         emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
+        live.publish(None, None, {}, force=True)
         run_id = None
         try:
             with connected(config) as cluster:
@@ -183,6 +186,8 @@ class ElasticTrainer:
         live.status = "starting"
         start = self._start_point(earlier, store, emit, tracker)
         live.step = start.restore.step
+        if start.restore.step >= config.train.steps:
+            return End("complete")  # cut off after its last checkpoint: there is nothing left to train
         fleet = Fleet(config, secrets.token_bytes(32))
         supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
         try:
@@ -330,6 +335,19 @@ def _stopping(supervisor: Supervisor) -> Iterator[None]:
 def _is_complete(events: list[Event], steps: int) -> bool:
     last = next((e for e in reversed(events) if isinstance(e, RunEnded)), None)
     return last is not None and last.status == "complete" and last.step >= steps
+
+
+def _steps_done(events: list[Event]) -> int:
+    return max((e.step for e in events if isinstance(e, StepCommitted)), default=0)
+
+
+def _refuse_fewer_steps(events: list[Event], steps: int) -> None:
+    done = _steps_done(events)
+    if done > steps:
+        raise RunConflictError(
+            f"train.steps {steps} is less than the {done} steps that the run has done. Set train.steps to {done} or "
+            f"more, or choose another run.name."
+        )
 
 
 def _run_began(events: list[Event]) -> float | None:

@@ -216,3 +216,8 @@ def test_the_schema_documents_every_field() -> None:
 
 def test_dumping_keeps_the_order_of_the_sections() -> None:
     assert list(yaml.safe_load(TrainConfig().to_yaml())) == list(TrainConfig.model_fields)
+
+
+def test_a_fault_that_can_never_strike_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"faults\.0\.rank 7 .* highest rank is 1"):
+        TrainConfig.load(None, ["faults=[{at: 3, rank: 7}]"])

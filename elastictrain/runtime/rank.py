@@ -116,7 +116,7 @@ class RankProgram:
         if engine is None or stream is None or snapshots is None:
             raise PeerLostError("this rank has left its group")
         self._unsaid = []
-        step = self._first_step - 1
+        step, paused = self._first_step - 1, False
         tidy_at = self._first_step + TIDY_AFTER_STEPS
         while step < config.train.steps and not (paused := self._pause_at is not None and step >= self._pause_at):
             step += 1

@@ -33,7 +33,7 @@ from figures import table
 from kill_elastictrain import COMMAND, data_folder, wait_until_ready
 from processor_time import between, used
 from turns import take_turns
-from two_nodes import Job, end_on_sigterm, running, two_nodes
+from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import StepCommitted
@@ -57,7 +57,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
     arguments = parser.parse_args()
-    end_on_sigterm()
     result = measure(arguments)
     text = json.dumps(result, indent=2)
     if arguments.out:

@@ -25,7 +25,7 @@ import kill_ray_train
 import machine
 from figures import Recovery, summary, table
 from peers.ray_train import Setup
-from two_nodes import end_on_sigterm, two_nodes
+from two_nodes import two_nodes
 
 from elastictrain.config import TrainConfig
 
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     arguments = parser.parse_args()
-    end_on_sigterm()
     result = measure(arguments)
     text = json.dumps(result, indent=2)
     if arguments.out:

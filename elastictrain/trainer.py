@@ -198,9 +198,9 @@ class ElasticTrainer:
                 if end.status == "complete":
                     if not saved:
                         raise InfrastructureError(
-                            f"the run is trained, but its last state could not be written to {store.uri(0)[:-8]}: see "
-                            f"the warnings above. Make room there and submit again: it goes on from the last "
-                            f"checkpoint."
+                            f"the run is trained, but its last state could not be written to "
+                            f"{store.uri(config.train.steps)}: see the warnings above. Make room there and submit "
+                            f"again: it goes on from the last checkpoint."
                         )
                     self._evaluate(supervisor, emit)
                 return end

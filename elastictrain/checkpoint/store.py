@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,7 @@ class CheckpointStore:
         for step in sorted(self._steps() | set(expected or ()), reverse=True):
             try:
                 if expected is not None and step not in expected:
+                    self._read(step)  # what was never completed says so itself
                     raise CheckpointError(f"{self.uri(step)} is not in the run's record")
                 return self.verify(step, expected[step] if expected is not None else None)
             except CheckpointError as error:
@@ -165,6 +167,12 @@ class CheckpointStore:
         """
         self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
         self._storage.delete(_folder(step))
+
+    def abandon(self, step: int) -> None:
+        """Delete what a write that failed has left, unless the checkpoint was completed before; as far as possible."""
+        with suppress(OSError):
+            if isinstance(next((found for found in self.scan() if found.step == step), None), Incomplete):
+                self.discard(step)
 
     def _steps(self) -> set[int]:
         matches = (_FOLDER.fullmatch(name) for name in self._storage.list(_ROOT))

@@ -115,6 +115,7 @@ class DurableWriter:
             )
             removed = self._store.prune(self._keep_last)
         except (ElasticTrainError, RayError, OSError) as error:
+            self._store.abandon(due.step)
             problem = explain(error).message if isinstance(error, RayError) else str(error)
             return [CheckpointFailed(time.time(), due.step, problem.splitlines()[0])]
         now = time.time()

@@ -247,6 +247,22 @@ def test_the_same_step_may_be_written_again(store: CheckpointStore, state) -> No
     assert state.equals(state.read_from(store.open(1)))
 
 
+def test_a_write_that_failed_leaves_nothing_and_harms_nothing(store: CheckpointStore, storage: Storage, state) -> None:
+    stored = write(store, state, 1)
+    store.write_shard(2, 0, 2, state.index(0, 2), state.shard(state.index(0, 2)))
+    for step in (1, 2, 3):
+        store.abandon(step)
+    assert store.scan() == [stored]
+    assert not folder(storage, 2).exists()
+    rejected = []
+    write(store, state, 3)
+    store.write_shard(4, 0, 2, state.index(0, 2), state.shard(state.index(0, 2)))
+    assert store.newest_verified({1: stored.sha256}, lambda *what: rejected.append(what)) == stored
+    assert [step for step, _, _ in rejected] == [4, 3]
+    assert "never completed" in rejected[0][2]
+    assert "not in the run's record" in rejected[1][2]
+
+
 def test_a_shard_and_its_index_must_fit(store: CheckpointStore) -> None:
     with pytest.raises(CheckpointError, match="8 bytes was given 4"):
         store.write_shard(1, 0, 1, ShardIndex((Fragment("param/w", 0, 2),)), bytes(4))

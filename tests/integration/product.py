@@ -67,7 +67,7 @@ TINY = {
         "validation_fraction": 0.2,
         "validation_samples": 8,
     },
-    "elastic": {"standby": 0},
+    "elastic": {"min_workers": 2, "standby": 0},  # going on with one would change the bits
     "checkpoint": {"every": 50},
 }
 

@@ -42,7 +42,7 @@ def small_cluster() -> Iterator[Any]:
 def test_a_node_dies_and_another_comes(small_cluster: Any, storage_folder: Path, undisturbed: Report) -> None:
     product = Product(storage_folder, str(small_cluster.address))
     try:
-        running = product.begin("nodes", "train.steps=100000")
+        running = product.begin("nodes", "elastic.min_workers=1", "train.steps=100000")
         running.until_step(30)
         [node] = small_cluster.worker_nodes
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -75,7 +75,9 @@ def test_a_node_dies_and_another_comes(small_cluster: Any, storage_folder: Path,
 def test_a_resume_with_another_layout(product: Product, stopped: Path, undisturbed: Report, tmp_path: Path) -> None:
     """ZeRO 1 on two workers, then ZeRO 3 on one, then ZeRO 2 on two."""
     storage = copied(stopped, tmp_path / "storage")
-    running = product.begin("stopped", "elastic.max_workers=1", "parallel.zero_stage=3", storage=storage)
+    running = product.begin(
+        "stopped", "elastic.min_workers=1", "elastic.max_workers=1", "parallel.zero_stage=3", storage=storage
+    )
     running.until_step(60)
     ended = running.stop()
     assert ended.code == 130, ended.err

@@ -73,6 +73,7 @@ def test_a_full_disk(product: Product, small_disk: Path, undisturbed: Report) ->
     ended = running.end()
     assert ended.code == 0, ended.err
     report = product.report("full", small_disk)
+    assert report["rejected_checkpoints"] == []  # what could not be written has left nothing
     assert_same_training(report, undisturbed)
     assert report["status"] == "complete"
     assert any(w["topic"] == "checkpoint" for w in report["warnings"])

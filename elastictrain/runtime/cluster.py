@@ -17,9 +17,6 @@ from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError
 from elastictrain.runtime import local_cluster
 
-NAMESPACE = "elastictrain"
-"""Ray namespace of all actors of this project."""
-
 _REACH_TIMEOUT_S = 5.0
 
 
@@ -50,7 +47,8 @@ def connected(config: TrainConfig) -> Iterator[str]:
 def _init(address: str) -> None:
     _check_reachable(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, logging_level="warning", log_to_driver=True)
+        # A namespace of its own, which is Ray's default: other runs on the cluster may have the same name.
+        ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InfrastructureError(
             f"no Ray cluster at {address!r} (cluster.address or RAY_ADDRESS): {error}. Start one with "

@@ -14,7 +14,7 @@ from elastictrain.runtime.board import Progress
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.status import NodeStatus, RunState, StandbyStatus, Status, WorkerStatus
 
-PUBLISH_EVERY_S = 0.25
+PUBLISH_EVERY_S = 0.5
 _RECENT_STEPS = 20
 
 

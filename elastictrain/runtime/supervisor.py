@@ -97,6 +97,7 @@ class Supervisor:
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
         self._stop: str | None = None
+        self._ticked = 0.0
         self._end: v.End | None = None
 
     def _policy(self) -> Policy:
@@ -121,9 +122,15 @@ class Supervisor:
             self._roster.check()
             self._replies.wait(TICK_S)
             self._check()
-            self._tell(v.Tick() if self._stop is None else v.StopAsked(self._stop))
+            self._tick()
             self._live.publish(self._fleet, self._state, self._roster.progress, force=False)
         return self._end
+
+    def _tick(self) -> None:
+        # replies come many times a tick, and each asks control by itself if there is something to ask
+        if time.monotonic() >= self._ticked + TICK_S:
+            self._ticked = time.monotonic()
+            self._tell(v.Tick() if self._stop is None else v.StopAsked(self._stop))
 
     def stop(self, reason: str) -> None:
         """Ask for a clean stop; callable from a signal handler."""

@@ -16,7 +16,7 @@ from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
 from elastictrain.tracking.sqlite_store import default_uri
 
-EVERY_S = 2.0
+EVERY_S = 5.0
 _ROUND_S = 10.0
 
 

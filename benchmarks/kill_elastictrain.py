@@ -55,7 +55,7 @@ def recover(
         while True:
             time.sleep(QUIET_S)
             train.require_running()
-            report = _ask("report", name, storage)
+            report = ask("report", name, storage)
             if report["failures"] and report["failures"][0]["recovered_s"] is not None:
                 return _recovery(report, _step_s(storage / name, killed_at), killed_at, victim, rank)
             if time.monotonic() > end:
@@ -65,7 +65,7 @@ def recover(
 def wait_until_ready(train: Job, name: str, storage: Path, min_step: int) -> Any:
     """The run's status once it trains, a standby is warm and so many steps are done."""
     end = time.monotonic() + START_TIMEOUT_S
-    while not _is_ready(status := _ask("status", name, storage), min_step):
+    while not _is_ready(status := ask("status", name, storage), min_step):
         train.require_running()
         if time.monotonic() > end:
             raise RuntimeError(f"no warm standby and {min_step} steps within {START_TIMEOUT_S:.0f} s: {status}")
@@ -75,10 +75,11 @@ def wait_until_ready(train: Job, name: str, storage: Path, min_step: int) -> Any
 
 def data_folder(name: str, storage: Path) -> Path:
     """The token shards that this run trains on."""
-    return Path(_ask("report", name, storage)["data"]["uri"])
+    return Path(ask("report", name, storage)["data"]["uri"])
 
 
-def _ask(what: str, name: str, storage: Path) -> Any:
+def ask(what: str, name: str, storage: Path) -> Any:
+    """What `elastictrain status` or `report` tells of the run; None while there is nothing."""
     command = [str(COMMAND), what, name, "--json", "--storage", str(storage)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return json.loads(answer.stdout) if answer.returncode == 0 else None

@@ -10,6 +10,7 @@ elastictrain or of Ray.
 
     python benchmarks/overhead.py                                     a table; about 4 minutes
     python benchmarks/overhead.py --rounds 40 --json                  one JSON object
+    python benchmarks/overhead.py --spare-core                        ranks on one core, all else on another
     python benchmarks/overhead.py train.global_batch=64               with other settings than jobs/llm_tiny.yaml's
 """
 
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
@@ -30,7 +33,7 @@ import bare_loop
 import machine
 import psutil
 from figures import table
-from kill_elastictrain import COMMAND, data_folder, wait_until_ready
+from kill_elastictrain import COMMAND, ask, data_folder, wait_until_ready
 from processor_time import between, used
 from turns import take_turns
 from two_nodes import Job, running, two_nodes
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="rounds that count (default 20)")
     parser.add_argument("--turn", type=float, default=5.0, metavar="S", help="seconds of a turn (default 5)")
     parser.add_argument("--steps", type=int, default=50, help="steps of warm-up before the turns (default 50)")
+    parser.add_argument("--spare-core", action="store_true", help="all ranks share a core, another is left to the rest")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
@@ -83,6 +87,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             script = str(Path(bare_loop.__file__))
             with running([sys.executable, script, str(described)], folder / "bare.log", address) as bare:
                 _wait_until_warm(bare, lines, arguments.steps)
+                if arguments.spare_core:
+                    _share_a_core([*_ranks(storage), *_tree(bare)])
                 names = {ours.process.pid: "driver", **dict.fromkeys(_tree(bare), BARE)}
                 before = used(_all_started(), names)
                 turns = take_turns(
@@ -110,6 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     num_bare = sum(turn.num_ended(bare_ends) for _, turn in turns)
     return {
         "machine": found,
+        "spare_core": arguments.spare_core,
         "overrides": arguments.overrides,
         "elastictrain": {"steps_per_s": median(r["elastictrain_steps_per_s"] for r in counted)},
         "bare": {"steps_per_s": median(r["bare_steps_per_s"] for r in counted)},
@@ -132,6 +139,17 @@ def _wait_until_warm(bare: Job, lines: Path, steps: int) -> None:
         if time.monotonic() > end:
             raise RuntimeError(f"the bare loop did not take {steps} steps within {START_TIMEOUT_S:.0f} s")
         time.sleep(1)
+
+
+def _ranks(storage: Path) -> list[int]:
+    return [worker["pid"] for worker in ask("status", NAME, storage)["workers"]]
+
+
+def _share_a_core(pids: Iterable[int]) -> None:
+    core = min(os.sched_getaffinity(0))
+    for pid in pids:
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, {core})
 
 
 def _all_started() -> set[int]:

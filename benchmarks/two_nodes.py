@@ -43,9 +43,9 @@ def two_nodes(folder: Path) -> Iterator[str]:
     head = {"temp_dir": str(folder / "ray"), "include_dashboard": False, "dashboard_port": _free_port()}
     cluster = Cluster(initialize_head=True, head_node_args={**node, **head, "node_ip_address": _host(0)})
     try:
-        # Ray has a handler of its own, which drains nodes for half a minute
-        end_on_sigterm()
         cluster.add_node(**node, node_ip_address=_host(1))
+        # each node has set a handler of Ray's, which drains it for half a minute
+        end_on_sigterm()
         yield str(cluster.address)
     finally:
         cluster.shutdown()

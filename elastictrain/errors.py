@@ -59,6 +59,10 @@ class CheckpointError(ElasticTrainError):
     exit_code = 6
 
 
+class CheckpointUnreadableError(CheckpointError):
+    """The storage failed while a checkpoint was read: the checkpoint itself may be sound."""
+
+
 class StaleGenerationError(ElasticTrainError):
     """A message, snapshot or write of a generation that has been fenced."""
 

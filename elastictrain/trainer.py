@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,14 @@ from elastictrain.events import (
 )
 from elastictrain.progress import ProgressListener
 from elastictrain.runtime.cluster import connected
+from elastictrain.runtime.durable import as_written
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.home import RunHome, settled
 from elastictrain.runtime.live import Live
 from elastictrain.runtime.supervisor import StartPoint, Supervisor
 from elastictrain.runtime.tracker import start_tracker, tracking_uri
 from elastictrain.status import Status
+from elastictrain.tracking.committed import doubt, written_checkpoints
 from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
@@ -212,24 +215,32 @@ class ElasticTrainer:
     ) -> StartPoint:
         generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
         fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
-        expected: dict[int, str] | None = None
-        found: StoredCheckpoint | None = None
-        if earlier:
-            expected = ray.get(tracker.recorded.remote())
-            if expected is None:
-                emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: storage decides"))
-
-            def reject(step: int, uri: str, problem: str) -> None:
-                emit(CheckpointRejected(time.time(), step, uri, problem))
-                if store.uri(step) == uri:
-                    store.discard(step)
-
-            found = store.newest_verified(expected, reject)
+        found = self._newest_verified(earlier, store, emit, tracker) if earlier else None
         if found is None:
             return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired)
         restore = RestorePoint("durable", found.step)
         manifest = found.manifest
         return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired)
+
+    def _newest_verified(
+        self, earlier: list[Event], store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
+    ) -> StoredCheckpoint | None:
+        recorded: dict[int, str] | None = ray.get(tracker.recorded.remote())
+        if recorded is None:
+            emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
+            recorded = written_checkpoints(earlier)
+        rejected: list[int] = []
+
+        def reject(step: int, uri: str, problem: str) -> None:
+            emit(CheckpointRejected(time.time(), step, uri, problem))
+            rejected.append(step)
+
+        found = store.newest_verified(recorded, reject, partial(doubt, earlier))
+        for step in rejected:
+            store.set_aside(step)
+        if found is not None and found.step not in recorded:
+            emit(as_written(found, time.time()))
+        return found
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps

@@ -8,14 +8,21 @@ from hypothesis import strategies as st
 
 from elastictrain.status import Status
 
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+"""NaN is not equal to itself, and no status holds it: `to_json` makes it null."""
+statuses = st.builds(
+    Status,
+    loss=st.none() | numbers,
+    tokens_per_s=numbers,
+    goodput=numbers,
+    last_recovery_s=st.none() | numbers,
+    updated_at=numbers,
+)
 
-@given(st.from_type(Status).filter(lambda s: all(map(_finite, (s.loss, s.tokens_per_s, s.goodput, s.updated_at)))))
+
+@given(statuses)
 def test_a_status_comes_back_from_json(status: Status) -> None:
     assert Status.from_json(json.loads(json.dumps(status.to_json()))) == status
-
-
-def _finite(value: float | None) -> bool:
-    return value is None or abs(value) < float("inf")
 
 
 def test_fields_that_are_missing_or_wrong_are_named() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 from elastictrain.checkpoint.shard_file import ShardStream, data_offset
 from elastictrain.checkpoint.source import Reads, ShardedSource
-from elastictrain.errors import CheckpointError
+from elastictrain.errors import CheckpointError, CheckpointUnreadableError
 from elastictrain.state.manifest import Manifest, ShardEntry
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import BYTES_PER_ELEMENT, ShardIndex
@@ -27,8 +28,11 @@ from elastictrain.storage import Storage
 
 _ROOT = "checkpoints"
 _MANIFEST = "manifest.json"
+_SET_ASIDE = "manifest.rejected.json"
 _FOLDER = re.compile(r"step-(\d{8,})")
 _CHUNK_BYTES = 4 << 20
+_PAUSES_S = (0.2, 1.0)
+"""Before each further try to read from storage that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +125,46 @@ class CheckpointStore:
         return stored
 
     def newest_verified(
-        self, expected: Mapping[int, str] | None, on_reject: Callable[[int, str, str], None]
+        self,
+        expected: Mapping[int, str],
+        on_reject: Callable[[int, str, str], None],
+        doubt: Callable[[Manifest], str],
     ) -> StoredCheckpoint | None:
-        """The newest checkpoint that verifies, or None; every newer one is given to `on_reject(step, uri, problem)`.
+        """The newest checkpoint that verifies, or None when none was ever completed.
 
-        `expected` is the run's record, the manifest's SHA-256 by step: what it does not list is not used. None means
-        that there is no record to be had, and the files vouch for themselves.
+        Every newer one is given to `on_reject(step, uri, problem)`. `expected` is the run's record, the manifest's
+        SHA-256 by step. One that it does not list, since whoever was to write it down died first, is used if `doubt`
+        finds nothing ("") against its manifest. Raises CheckpointError, having changed nothing, when there are
+        checkpoints and none can be used: to start afresh then is for people to decide.
         """
-        for step in sorted(self._steps() | set(expected or ()), reverse=True):
+        problems: list[str] = []
+        for step in sorted(self._steps() | set(expected), reverse=True):
+            if step not in expected and not self._is_completed(step):
+                on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
+                continue
             try:
-                if expected is not None and step not in expected:
-                    self._read(step)  # what was never completed says so itself
-                    raise CheckpointError(f"{self.uri(step)} is not in the run's record")
-                return self.verify(step, expected[step] if expected is not None else None)
+                return self._verify_patiently(step, expected, doubt)
             except CheckpointError as error:
+                problems.append(str(error))
                 on_reject(step, self.uri(step), str(error))
+        if problems:
+            raise CheckpointError(
+                f"none of the {len(problems)} checkpoints under {self._storage.uri}/{_ROOT} can be loaded; the newest: "
+                f"{problems[0]}. Nothing was changed. Bring one of them back and submit again, or choose another "
+                f"run.name to begin at step 0."
+            )
         return None
+
+    def set_aside(self, step: int) -> None:
+        """Make it no checkpoint any more, as far as possible, and delete nothing of it.
+
+        One that was rejected would else count among the newest that `prune` keeps, and be taken for the one that the
+        run writes when it comes to this step again. To have it back, rename its manifest.rejected.json.
+        """
+        path = f"{_folder(step)}/{_MANIFEST}"
+        with suppress(OSError):
+            self._storage.write_atomic(f"{_folder(step)}/{_SET_ASIDE}", self._storage.read(path))
+            self._storage.delete(path)
 
     def open(self, step: int) -> StateSource:
         """The state in this checkpoint, read range by range as it is asked for. Verify it first."""
@@ -161,10 +189,7 @@ class CheckpointStore:
         return tuple(sorted(removed))
 
     def discard(self, step: int) -> None:
-        """Delete one checkpoint: one that was rejected would else count among the newest that `prune` keeps.
-
-        The manifest goes first, so what is half deleted is no checkpoint any more.
-        """
+        """Delete one checkpoint. The manifest goes first, so what is half deleted is no checkpoint any more."""
         self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
         self._storage.delete(_folder(step))
 
@@ -173,6 +198,26 @@ class CheckpointStore:
         with suppress(OSError):
             if isinstance(next((found for found in self.scan() if found.step == step), None), Incomplete):
                 self.discard(step)
+
+    def _is_completed(self, step: int) -> bool:
+        try:
+            return self._storage.exists(f"{_folder(step)}/{_MANIFEST}")
+        except OSError:
+            return True  # or may be: reading it tells
+
+    def _verify_patiently(
+        self, step: int, expected: Mapping[int, str], doubt: Callable[[Manifest], str]
+    ) -> StoredCheckpoint:
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                if step not in expected and (problem := doubt(self._read(step).manifest)):
+                    raise CheckpointError(f"{self.uri(step)} is not in the run's record, and {problem}")
+                return self.verify(step, expected.get(step))
+            except CheckpointUnreadableError:
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
 
     def _steps(self) -> set[int]:
         matches = (_FOLDER.fullmatch(name) for name in self._storage.list(_ROOT))
@@ -185,7 +230,9 @@ class CheckpointStore:
             manifest = Manifest.from_json(data)
         except FileNotFoundError:
             raise CheckpointError(f"{self.uri(step)} has no {_MANIFEST}: it was never completed") from None
-        except (OSError, CheckpointError) as error:
+        except OSError as error:
+            raise CheckpointUnreadableError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
+        except CheckpointError as error:
             raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
         if manifest.step != step:
             raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} is that of step {manifest.step}")
@@ -200,10 +247,12 @@ class CheckpointStore:
         path = f"{self.uri(step)}/{shard.file}"
         try:
             num_bytes = self._storage.num_bytes(f"{_folder(step)}/{shard.file}")
-        except OSError:
+        except FileNotFoundError:
             raise CheckpointError(
                 f"{path} is not there. If the nodes have no storage in common, set run.storage to one that they have."
             ) from None
+        except OSError as error:
+            raise CheckpointUnreadableError(f"{path} can't be read: {error}") from error
         if num_bytes != shard.num_bytes:
             raise CheckpointError(f"{path} has {num_bytes} bytes, its manifest says {shard.num_bytes}: truncated")
 
@@ -214,7 +263,7 @@ class CheckpointStore:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
         except OSError as error:
-            raise CheckpointError(f"{self.uri(step)}/{shard.file} can't be read: {error}") from error
+            raise CheckpointUnreadableError(f"{self.uri(step)}/{shard.file} can't be read: {error}") from error
         return digest.hexdigest()
 
     def _read_ranges(self, step: int, shard: ShardEntry, reads: Reads) -> None:

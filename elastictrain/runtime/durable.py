@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from elastictrain.checkpoint.store import CheckpointStore
+from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.errors import ElasticTrainError
 from elastictrain.events import CheckpointFailed, CheckpointRemoved, CheckpointWritten, Event
 from elastictrain.runtime.causes import explain
@@ -119,20 +119,8 @@ class DurableWriter:
             problem = explain(error).message if isinstance(error, RayError) else str(error)
             return [CheckpointFailed(time.time(), due.step, problem.splitlines()[0])]
         now = time.time()
-        written = CheckpointWritten(
-            at=now,
-            step=due.step,
-            uri=stored.uri,
-            num_bytes=stored.num_bytes,
-            sha256=stored.sha256,
-            seconds=now - begun,
-            stall_s=stall_s,
-            samples=due.samples,
-            sample_chain=due.sample_chain,
-            loss=due.loss,
-            layout=due.layout,
-        )
-        return [written, *(CheckpointRemoved(now, step, self._store.uri(step)) for step in removed)]
+        removals = (CheckpointRemoved(now, step, self._store.uri(step)) for step in removed)
+        return [as_written(stored, now, seconds=now - begun, stall_s=stall_s), *removals]
 
     def _write_shards(self, due: Due) -> tuple[list[ShardEntry], float]:
         by_keeper: dict[Any, list[int]] = defaultdict(list)
@@ -151,3 +139,23 @@ class DurableWriter:
             raise failures[0]
         entries = [entry for reply in replies for entry in reply.entries]
         return sorted(entries, key=lambda e: e.file), max(reply.stall_s for reply in replies)
+
+
+def as_written(
+    stored: StoredCheckpoint, now: float, *, seconds: float = 0.0, stall_s: float = 0.0
+) -> CheckpointWritten:
+    """The event that tells of it; it took `seconds`, or 0 when whoever wrote it did not live to tell."""
+    manifest = stored.manifest
+    return CheckpointWritten(
+        at=now,
+        step=stored.step,
+        uri=stored.uri,
+        num_bytes=stored.num_bytes,
+        sha256=stored.sha256,
+        seconds=seconds,
+        stall_s=stall_s,
+        samples=manifest.samples,
+        sample_chain=manifest.sample_chain,
+        loss=manifest.loss,
+        layout=dict(manifest.layout),
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -44,6 +46,14 @@ def manifest(state, step: int, shards: tuple) -> Manifest:
     layout = {"dp": len(shards), "zero_stage": 1}
     scalars = {"optimizer_step": step}
     return Manifest("demo", step, step * 16, "ab" * 32, 1.5, layout, scalars, state.tensors, shards, 1e9)
+
+
+def never(found: Manifest) -> str:
+    raise AssertionError(f"step {found.step} is in the record: nobody is to be asked about it")
+
+
+def never_rejected(step: int, uri: str, problem: str) -> None:
+    raise AssertionError(f"step {step} was rejected: {problem}")
 
 
 def folder(storage: Storage, step: int) -> Path:
@@ -161,7 +171,7 @@ def test_damage_is_reported_and_the_one_before_used(
     rejected: list[tuple[int, str, str]] = []
     with pytest.raises(CheckpointError, match=message):
         store.verify(2, record[2])
-    found = store.newest_verified(record, lambda *what: rejected.append(what))
+    found = store.newest_verified(record, lambda *what: rejected.append(what), never)
     assert found is not None
     assert found.step == 1
     assert [(step, uri) for step, uri, _ in rejected] == [(2, store.uri(2))]
@@ -193,14 +203,60 @@ def test_the_record_decides_what_is_used(store: CheckpointStore, state) -> None:
     def on_reject(step: int, uri: str, problem: str) -> None:
         rejected.append((step, problem.replace(uri, "URI")))
 
-    assert store.newest_verified(None, on_reject) == second
+    def foreign(found: Manifest) -> str:
+        return f"its loss is {found.loss}"
+
+    assert store.newest_verified({1: first.sha256}, on_reject, lambda found: "") == second
     assert rejected == []
-    assert store.newest_verified({1: first.sha256, 5: "00"}, on_reject) == first
+    assert store.newest_verified({1: first.sha256, 5: "00"}, on_reject, foreign) == first
     assert rejected == [
         (5, "URI has no manifest.json: it was never completed"),
-        (2, "URI is not in the run's record"),
+        (2, f"URI is not in the run's record, and its loss is {second.manifest.loss}"),
     ]
-    assert store.newest_verified({}, on_reject) is None
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints under .*Nothing was changed"):
+        store.newest_verified({}, on_reject, foreign)
+    assert store.list() == [second, first]
+
+
+def test_one_that_can_not_be_read_now_is_tried_again(
+    store: CheckpointStore, storage: Storage, state, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {stored.step: stored.sha256 for stored in (write(store, state, 1), write(store, state, 2))}
+    failures = iter([OSError(errno.EIO, "Input/output error")] * 2)
+    read = Storage.read
+
+    def unreliable(self: Storage, path: str) -> bytes:
+        for failure in failures:
+            raise failure
+        return read(self, path)
+
+    monkeypatch.setattr(Storage, "read", unreliable)
+    found = store.newest_verified(record, never_rejected, never)
+    assert found is not None
+    assert found.step == 2
+
+    def gone(self: Storage, path: str) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Storage, "read", gone)
+    rejected = []
+    with pytest.raises(CheckpointError, match=r"Input/output error.*Nothing was changed"):
+        store.newest_verified(record, lambda *what: rejected.append(what), never)
+    assert [step for step, _, _ in rejected] == [2, 1]
+
+
+def test_one_set_aside_is_no_checkpoint_and_can_be_had_back(store: CheckpointStore, storage: Storage, state) -> None:
+    first, second = write(store, state, 1), write(store, state, 2)
+    store.set_aside(2)
+    assert store.list() == [first]
+    assert store.prune(1) == ()
+    assert folder(storage, 2).joinpath(SHARD).exists()
+    os.rename(folder(storage, 2) / "manifest.rejected.json", folder(storage, 2) / MANIFEST)
+    assert store.list() == [second, first]
+    store.set_aside(2)
+    assert write(store, state, 2, world_size=3).step == 2
+    assert store.verify(2).manifest.shards
+    store.set_aside(7)  # nothing there: nothing to do
 
 
 def test_scan_tells_of_the_unfinished(store: CheckpointStore, storage: Storage, state) -> None:
@@ -257,7 +313,8 @@ def test_a_write_that_failed_leaves_nothing_and_harms_nothing(store: CheckpointS
     rejected = []
     write(store, state, 3)
     store.write_shard(4, 0, 2, state.index(0, 2), state.shard(state.index(0, 2)))
-    assert store.newest_verified({1: stored.sha256}, lambda *what: rejected.append(what)) == stored
+    found = store.newest_verified({1: stored.sha256}, lambda *what: rejected.append(what), lambda found: "it is odd")
+    assert found == stored
     assert [step for step, _, _ in rejected] == [4, 3]
     assert "never completed" in rejected[0][2]
     assert "not in the run's record" in rejected[1][2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
@@ -37,15 +38,18 @@ from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import ShardHeader, ShardIndex
 from elastictrain.storage import Storage
 
-KEEPER_THREADS = 64
-"""Calls that may wait at once: each rank's commit, the supervisor's poll, durable writes."""
+KEEPER_THREADS = 16
+"""Calls that may wait at once: the supervisor's poll, durable writes, ranks that come and go."""
+GATHER_S = 0.1
+"""How long news of a snapshot waits for more of it, so that steps cost the supervisor few messages; a death waits for
+nothing."""
 
 REPLICA_TIMEOUT_S = 10.0
 """After so long without an answer a buddy counts as lost, and training goes on without it."""
 
 
 class Keeper:
-    """Runs as a Ray actor; see the module."""
+    """Runs as a Ray actor; see the module. Ranks commit over `checkpoint.replicate`: a call of Ray's costs more."""
 
     def __init__(self, run: str, node: str, storage: str, token: bytes, host: str, durable_every: int) -> None:
         self._node, self._token, self._durable_every = node, token, durable_every
@@ -54,7 +58,11 @@ class Keeper:
         self._mail: Mailbox[KeeperEvent] = Mailbox()
         # Told by both keepers, since a node that is lost takes what it had not told yet with it.
         self._server = ReplicaServer(
-            self._vault, host, token, on_put=lambda header: self._mail.put(SnapshotHeld(header, True))
+            self._vault,
+            host,
+            token,
+            on_put=lambda header: self._mail.put(SnapshotHeld(header, True), urgent=False),
+            on_commit=self._commit,
         )
         self._boards: dict[str, Arena] = {}
         self._watch = ProcessWatch(self._exited)
@@ -71,7 +79,7 @@ class Keeper:
 
     def poll(self, after: int, timeout_s: float) -> list[tuple[int, KeeperEvent]]:
         """Events since number `after`; waits for the first."""
-        return self._mail.read(after, timeout_s)
+        return self._mail.read(after, timeout_s, GATHER_S)
 
     def progress(self) -> dict[str, Progress]:
         """Where every worker of this node is."""
@@ -113,30 +121,27 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------- for workers
 
-    def enlist(self, worker: str, pid: int) -> ArenaTicket:
-        """Watch this worker's process from now on; returns the board to write progress on."""
+    def enlist(self, worker: str, pid: int) -> tuple[ArenaTicket, Address]:
+        """Watch this worker's process from now on; the board to write progress on, and where to commit snapshots."""
         board = Arena.create(BOARD_BYTES)
         self._boards[worker] = board
         self._watch.add(worker, pid)
-        return board.ticket
+        return board.ticket, self._server.address
 
     def attach(self, generation: int, rank: int, world_size: int, index: ShardIndex) -> tuple[ArenaTicket, ArenaTicket]:
         """Two buffers for this rank's snapshots in this generation."""
         return self._vault.attach(generation, rank, world_size, index)
 
-    def commit(self, header: ShardHeader, buffer: int) -> None:
-        """A snapshot is complete in that buffer, and counts from now on."""
-        self._vault.commit(header, buffer)
-        if header.step % self._durable_every == 0:
-            self._copy(header)
-
-    def replicate(self, header: ShardHeader) -> None:
-        """Give the buddy a committed snapshot and tell the supervisor; returns when it has it, or can't be reached."""
-        self._mail.put(SnapshotHeld(header, self._replicate(header)))
-
     def announce(self, index: int, step: int, rank: int) -> None:
         """A planned fault strikes next."""
         self._mail.put(FaultAnnounced(time.time(), index, step, rank))
+
+    def _commit(self, header: ShardHeader, buffer: int) -> Callable[[], None]:
+        """A snapshot is complete in that buffer, and counts from now on; what is returned gives the buddy its copy."""
+        self._vault.commit(header, buffer)
+        if header.step % self._durable_every == 0:
+            self._copy(header)
+        return lambda: self._mail.put(SnapshotHeld(header, self._replicate(header)), urgent=False)
 
     def _copy(self, header: ShardHeader) -> None:
         """Keep this step's bytes for the durable writer, however far training goes on meanwhile."""
@@ -177,4 +182,5 @@ class Keeper:
         board.close()
 
 
-KeeperActor = ray.remote(num_cpus=0, max_concurrency=KEEPER_THREADS)(Keeper)
+KeeperActor = ray.remote(num_cpus=0, max_concurrency=KEEPER_THREADS, enable_task_events=False)(Keeper)
+# no task events: a long poll a second would fill the dashboard's list of tasks

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from elastictrain.checkpoint.replicate import Address, ReplicaClient
 from elastictrain.checkpoint.snapshot import SnapshotWriter
 from elastictrain.checkpoint.source import memory_source
 from elastictrain.checkpoint.store import CheckpointStore
@@ -36,7 +36,6 @@ from elastictrain.runtime.protocol import (
     StepRecord,
     pack_records,
 )
-from elastictrain.state.tensors import ShardHeader
 from elastictrain.storage import Storage
 from elastictrain.workloads import build_workload
 
@@ -48,9 +47,18 @@ class RankProgram:
     """One process's part in the run, over all generations. `abort` and `pause` may be called from other threads."""
 
     def __init__(
-        self, config: TrainConfig, data_folder: Path, node: str, host: str, keeper: Any, token: bytes, board: Board
+        self,
+        config: TrainConfig,
+        data_folder: Path,
+        node: str,
+        host: str,
+        keeper: Any,
+        commit_at: Address,
+        token: bytes,
+        board: Board,
     ) -> None:
         self._config, self._keeper, self._token, self._board = config, keeper, token, board
+        self._commit_at = commit_at
         self._node, self._host = node, host
         self._manifest = Manifest.load(data_folder)
         self._shards = TokenShards(self._manifest)
@@ -60,6 +68,7 @@ class RankProgram:
         self._engine: Engine | None = None
         self._stream: TokenStream | None = None
         self._snapshots: SnapshotWriter | None = None
+        self._line: ReplicaClient | None = None
         self._unsaid: list[StepRecord] = []
         self._aborted = False
         self._pause_at: int | None = None
@@ -92,21 +101,17 @@ class RankProgram:
             store = CheckpointStore(Storage.open(self._config.run.storage).run(self._config.run.name))
             engine.import_state(store.open(restore.step))
         clock.lap("restore")
+        self._line = ReplicaClient(self._commit_at, self._token)
         attached = self._keeper.attach.remote(order.generation, order.rank, layout.world_size, engine.shard_index())
         self._stream = TokenStream(self._shards, self._order, layout, order.rank, self._first_step)
         self._faults = FaultPlan(order.faults, order.rank, self._announce)
         self._snapshots = SnapshotWriter(
-            ray.get(attached), order.generation, order.rank, layout.world_size, self._commit
+            ray.get(attached), order.generation, order.rank, layout.world_size, self._line.commit
         )
         return FormReply(clock.laps, engine.tensors() if order.rank == 0 else ())
 
     def _announce(self, index: int, step: int) -> None:
         ray.get(self._keeper.announce.remote(index, step, self._order_of.rank))
-
-    def _commit(self, header: ShardHeader, buffer: int) -> Callable[[], None]:
-        ray.get(self._keeper.commit.remote(header, buffer))
-        replica = self._keeper.replicate.remote(header)
-        return lambda: ray.get(replica)
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -192,10 +197,10 @@ class RankProgram:
 
     def leave(self) -> None:
         """Drop everything of the generation but the process."""
-        for part in (self._snapshots, self._stream, self._engine, self._group):
+        for part in (self._snapshots, self._line, self._stream, self._engine, self._group):
             if part is not None:
                 part.close()
-        self._snapshots = self._stream = self._engine = self._group = None
+        self._snapshots = self._line = self._stream = self._engine = self._group = None
 
     def evaluate(self, storage: str, step: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""

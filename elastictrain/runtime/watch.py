@@ -80,9 +80,10 @@ class ProcessWatch:
 
 def _wait_status(fd: int, pid: int) -> int | None:
     """The process's wait status (as of waitpid), or None where the kernel keeps it to itself."""
-    seen = None
     end = time.monotonic() + _STATUS_PATIENCE_S
     while True:
+        # first the kernel, which knows once the parent has reaped, then /proc, which knows until then; it may be reaped
+        # between the two, so both are asked again
         info = bytearray(64)
         struct.pack_into("Q", info, 0, _INFO_EXIT)
         try:
@@ -97,9 +98,9 @@ def _wait_status(fd: int, pid: int) -> int | None:
             if fields[0] == "Z":
                 return int(fields[-1])
         except (OSError, ValueError):
-            return seen
+            pass
         if time.monotonic() > end:
-            return seen
+            return None
         time.sleep(0.001)
 
 

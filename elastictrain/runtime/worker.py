@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
+from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Board
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
@@ -38,7 +39,8 @@ class Worker:
         self._worker, self._host, self._token = worker, host, token
         self._config = TrainConfig.from_dict(config)
         self._keeper = keeper
-        self._board = Board(Arena.open(ray.get(keeper.enlist.remote(worker, os.getpid()))).buffer)
+        board, self._commit_at = ray.get(keeper.enlist.remote(worker, os.getpid()))
+        self._board = Board(Arena.open(board).buffer)
         self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._rank: Any = None
         self._fenced = -1
@@ -52,7 +54,7 @@ class Worker:
         from elastictrain.runtime.rank import RankProgram
 
         self._rank = RankProgram(
-            self._config, Path(data_folder), node, self._host, self._keeper, self._token, self._board
+            self._config, Path(data_folder), node, self._host, self._keeper, self._commit_at, self._token, self._board
         )
         return WorkerInfo(self._worker, os.getpid(), node, self._rank.warm())
 
@@ -80,14 +82,13 @@ class Worker:
 
     def _explain(self, error: Exception, generation: int) -> Outcome:
         from elastictrain.engine.failures import classify
-        from elastictrain.errors import PeerLostError
 
         at, step = time.time(), self._board.read().step
         if generation < self._fenced:
             return Outcome("aborted", step, at)
         text = "".join(traceback.format_exception(error))
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        if isinstance(classify(error), PeerLostError) or isinstance(error, RayError):
+        if isinstance(classify(error), PeerLostError | RayError | InfrastructureError | StaleGenerationError):
             return Outcome("peers_broken", step, at, Cause("collective", line, text, type(error).__name__))
         return Outcome("raised", step, at, Cause("exception", line, text, type(error).__name__))
 

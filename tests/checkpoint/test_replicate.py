@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from elastictrain.checkpoint.replicate import ReplicaClient, ReplicaServer
 from elastictrain.checkpoint.vault import Vault
 from elastictrain.checkpoint.wire import Link
 from elastictrain.errors import CheckpointError, InfrastructureError, StaleGenerationError
+from elastictrain.state.tensors import ShardHeader
 
 TOKEN = b"t" * 32
 
@@ -80,6 +81,38 @@ def test_the_vaults_refusals_arrive_as_themselves(vault: Vault, client: ReplicaC
         client.put(state.header(index, 0, 2, 2), index, data)
     client.put(state.header(index, 0, 2, 2, generation=2), index, data)  # The connection outlived all of it.
     assert [(s.header.generation, s.header.step) for s in vault.inventory()] == [(1, 1), (2, 2)]
+
+
+def test_a_commit_is_answered_twice(vault: Vault, state) -> None:
+    """When it counts, and when the buddy has it; a refusal has the vault's own words."""
+    replicated = threading.Event()
+
+    def commit(header: ShardHeader, buffer: int) -> Callable[[], None]:
+        vault.commit(header, buffer)
+        return lambda: bool(replicated.wait(5))
+
+    index = state.index(0, 2)
+    server = ReplicaServer(vault, "127.0.0.1", TOKEN, timeout_s=5, on_commit=commit)
+    try:
+        vault.attach(1, 0, 2, index)
+        with ReplicaClient(server.address, TOKEN, timeout_s=5) as client:
+            held_elsewhere = client.commit(state.header(index, 0, 2, 1), 0)
+            assert [s.header.step for s in vault.inventory(verify=False)] == [1]
+            threading.Timer(0.05, replicated.set).start()
+            held_elsewhere()
+            assert replicated.is_set()
+            with pytest.raises(CheckpointError, match="not newer than step 1"):
+                client.commit(state.header(index, 0, 2, 1), 1)
+            vault.fence(2)
+            with pytest.raises(StaleGenerationError):
+                client.commit(state.header(index, 0, 2, 2), 1)
+    finally:
+        server.close()
+
+
+def test_a_keeper_without_ranks_takes_no_commit(client: ReplicaClient, state) -> None:
+    with pytest.raises(InfrastructureError, match="while committing step 1 of rank 0"):
+        client.commit(state.header(state.index(0, 2), 0, 2, 1), 0)
 
 
 def test_a_repeated_put_is_fine(vault: Vault, server: ReplicaServer, state) -> None:

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     lines.mkdir()
     train = [str(COMMAND), "train", str(JOB), *settings, f"run.name={NAME}", f"run.storage={storage}"]
     try:
+        _prepare(train, folder / "prepare.log")
         with two_nodes(folder) as address, running(train, folder / "elastictrain.log", address) as ours:
             wait_until_ready(ours, NAME, storage, arguments.steps)
             job = bare_loop.Setup(
@@ -130,6 +132,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": counted,
         "rounds_left_out": len(rounds) - len(counted),
     }
+
+
+def _prepare(train: list[str], log: Path) -> None:
+    """Make the token shards in a cluster of their own: two idle actors of Ray Data would stay in this one for ever."""
+    done = [*train, "train.steps=1", f"run.name={NAME}-data"]
+    with log.open("wb") as file:
+        subprocess.run(done, stdout=file, stderr=subprocess.STDOUT, check=True)
 
 
 def _wait_until_warm(bare: Job, lines: Path, steps: int) -> None:

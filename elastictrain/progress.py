@@ -62,7 +62,7 @@ def progress_on(stream: TextIO) -> ProgressListener:
 
 
 class PlainLines:
-    """One line for each notable event, and one for the state when it changes or `every_s` have passed."""
+    """One line for each notable event, and one for the state when it changed, at most every `every_s`."""
 
     def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
         self._stream: TextIO | None = stream
@@ -78,11 +78,12 @@ class PlainLines:
 
     def on_status(self, status: Status) -> None:
         """Write the state's line when it is due."""
-        last = self._last
-        if last and last.status == status.status and status.updated_at - last.updated_at < self._every_s:
+        last, line = self._last, status_line(status)
+        same = last is not None and last.status == status.status
+        if last and same and (status.updated_at - last.updated_at < self._every_s or line == status_line(last)):
             return
         self._last = status
-        self._write(status_line(status))
+        self._write(line)
 
     def close(self) -> None:
         """Nothing to undo: every line is flushed as it is written."""

@@ -92,6 +92,31 @@ class Status:
     updated_at: float
     """Unix time in seconds."""
 
+    @classmethod
+    def beginning(cls, run: str, at: float) -> Status:
+        """Of a run that has told nothing of itself yet, at this unix time."""
+        return cls(
+            run=run,
+            status="starting",
+            attempt=1,
+            step=0,
+            steps=0,
+            world_size=0,
+            layout="",
+            generation=0,
+            loss=None,
+            tokens_per_s=0.0,
+            goodput=0.0,
+            lost_steps=0,
+            last_recovery_s=None,
+            message="",
+            workers=(),
+            standbys=(),
+            nodes=(),
+            driver_pid=0,
+            updated_at=at,
+        )
+
     @property
     def ended(self) -> bool:
         """Whether the run's last attempt is over."""

@@ -61,7 +61,7 @@ from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
-from elastictrain.workloads import build_workload
+from elastictrain.workloads import build_workload, check_model_folder
 
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
@@ -105,9 +105,9 @@ class ElasticTrainer:
         Raises ConfigError, DataError or RunConflictError before anything starts; UserCodeError with the first rank's
         traceback when the model or data code keeps failing; InfrastructureError when the cluster can't go on.
         """
-        find_documents(self.config.data)
+        check_inputs(self.config)
         self._home = RunHome(self.config)
-        with self._home.locked():
+        with _stopping() as self._stop, self._home.locked():
             earlier = read_journal(self._home.folder)
             self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
             if _is_complete(earlier, self.config.train.steps):
@@ -193,20 +193,20 @@ class ElasticTrainer:
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
         fleet = Fleet(config, secrets.token_bytes(32))
         supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
+        self._stop.told = supervisor.stop
         try:
-            with _stopping(supervisor):
-                end = supervisor.run()
-                supervisor.show("finishing")
-                saved = supervisor.save_newest(SAVE_TIMEOUT_S)
-                if end.status == "complete":
-                    if not saved:
-                        raise InfrastructureError(
-                            f"the run is trained, but its last state could not be written to "
-                            f"{store.uri(config.train.steps)}: see the warnings above. Make room there and submit "
-                            f"again: it goes on from the last checkpoint."
-                        )
-                    self._evaluate(supervisor, emit)
-                return end
+            end = supervisor.run()
+            supervisor.show("finishing")
+            saved = supervisor.save_newest(SAVE_TIMEOUT_S)
+            if end.status == "complete":
+                if not saved:
+                    raise InfrastructureError(
+                        f"the run is trained, but its last state could not be written to "
+                        f"{store.uri(config.train.steps)}: see the warnings above. Make room there and submit "
+                        f"again: it goes on from the last checkpoint."
+                    )
+                self._evaluate(supervisor, emit)
+            return end
         finally:
             fleet.close()
 
@@ -215,32 +215,15 @@ class ElasticTrainer:
     ) -> StartPoint:
         generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
         fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
-        found = self._newest_verified(earlier, store, emit, tracker) if earlier else None
+        found = None
+        if earlier:
+            recorded = ray.get(tracker.recorded.remote())
+            found = newest_usable(earlier, recorded, store, emit)
         if found is None:
             return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired)
         restore = RestorePoint("durable", found.step)
         manifest = found.manifest
         return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired)
-
-    def _newest_verified(
-        self, earlier: list[Event], store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
-    ) -> StoredCheckpoint | None:
-        recorded: dict[int, str] | None = ray.get(tracker.recorded.remote())
-        if recorded is None:
-            emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
-            recorded = written_checkpoints(earlier)
-        rejected: list[int] = []
-
-        def reject(step: int, uri: str, problem: str) -> None:
-            emit(CheckpointRejected(time.time(), step, uri, problem))
-            rejected.append(step)
-
-        found = store.newest_verified(recorded, reject, partial(doubt, earlier))
-        for step in rejected:
-            store.set_aside(step)
-        if found is not None and found.step not in recorded:
-            emit(as_written(found, time.time()))
-        return found
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps
@@ -324,20 +307,60 @@ class ElasticTrainer:
         )
 
 
+def newest_usable(
+    earlier: list[Event], recorded: dict[int, str] | None, store: CheckpointStore, emit: Callable[[Event], None]
+) -> StoredCheckpoint | None:
+    """The checkpoint to go on from, None where none was ever completed; what is newer and can't be used is set aside.
+
+    `recorded` is MLflow's word (SHA-256 by step), None when it can't be asked: then the journal's counts. Raises
+    CheckpointError when there are checkpoints and none can be used.
+    """
+    if recorded is None:
+        emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
+        recorded = written_checkpoints(earlier)
+    rejected: list[int] = []
+
+    def reject(step: int, uri: str, problem: str) -> None:
+        emit(CheckpointRejected(time.time(), step, uri, problem))
+        rejected.append(step)
+
+    found = store.newest_verified(recorded, reject, partial(doubt, earlier))
+    for step in rejected:
+        store.set_aside(step)
+    if found is not None and found.step not in recorded:
+        emit(as_written(found, time.time()))
+    return found
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Raise ConfigError or DataError when the corpus or the model's folder can't serve: found in milliseconds."""
+    find_documents(config.data)
+    check_model_folder(config)
+
+
+@dataclass
+class _Stop:
+    told: Callable[[str], None] | None = None
+    """Takes the reason of a stop; None while nothing is trained yet: then a stop just ends the attempt."""
+
+
 @contextmanager
-def _stopping(supervisor: Supervisor) -> Iterator[None]:
+def _stopping() -> Iterator[_Stop]:
     """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
-    def stop(number: int, _: Any) -> None:
-        supervisor.stop(f"{signal.Signals(number).name} received")
+    def handle(number: int, _: Any) -> None:
+        if stop.told is None:
+            raise KeyboardInterrupt(f"{signal.Signals(number).name} received")
+        stop.told(f"{signal.Signals(number).name} received")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -387,7 +410,7 @@ def _git_commit() -> str:
 
 def _end_of(error: BaseException) -> End:
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return End("stopped", Cause("stop", "interrupted"))
+        return End("stopped", Cause("stop", str(error) or "interrupted"))
     return End(
         "failed", Cause("exception", f"{type(error).__name__}: {error}".splitlines()[0], "", type(error).__name__)
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from elastictrain.cli.runs import find_run, newest_run
+from elastictrain.status import Status
 
 
 def status(
@@ -25,8 +26,7 @@ def status(
     stored = find_run(storage, run) if run else newest_run(storage)
     found = stored.status()
     if found is None:
-        typer.echo(f"run {stored.name} in {stored.storage.uri} has begun, and has no state to show yet")
-        raise typer.Exit(1)
+        found = Status.beginning(stored.name, time.time())
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return

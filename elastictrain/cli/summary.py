@@ -45,7 +45,8 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
     if report["loss"]:
         yield "final loss", f"{float(report['loss'][-1][1]):.4f}"
     if report["evaluation"]:
-        yield "validation", _beside_gzip(report["evaluation"])
+        of_step = report["evaluation"]["step"]
+        yield "validation", ("" if of_step == steps else f"of step {of_step:,}: ") + _beside_gzip(report["evaluation"])
     yield "throughput", f"{report['throughput']['tokens_per_s']:,.0f} tokens/s"
     yield "failures", _survived(report)
     yield "goodput", f"{percent(report['goodput']['ratio'])} of {seconds_text(report['wall_s'])}: {_ledger(report)}"
@@ -76,7 +77,7 @@ def _survived(report: Report) -> str:
     lost = f"{count_text(report['lost_steps'], 'step')} lost"
     if not failures:
         return f"none, {lost}" if report["lost_steps"] else "none"
-    times = f", recovered in {', '.join(map(seconds_text, recovered))}" if recovered else ""
+    times = f", first new step after {', '.join(map(seconds_text, recovered))}" if recovered else ""
     return f"{len(failures)}, {len(recovered)} survived, {lost}{times}"
 
 
@@ -93,7 +94,7 @@ def _failures(report: Report) -> str:
         line = f"step {failure['step']}  rank {ranks} on node {failure['node']}: {failure['cause']['message']}"
         line += f"; detected in {seconds_text(failure['detected_s'])}"
         if failure["recovered_s"] is not None:
-            line += f", recovered in {seconds_text(failure['recovered_s'])} from {failure['source']}"
+            line += f", first new step after {seconds_text(failure['recovered_s'])} from {failure['source']}"
             line += f", {count_text(failure['lost_steps'], 'step')} lost, {failure['continuation']}"
         lines.append(line)
         if failure["recovered_s"] is None and failure["cause"]["traceback"]:

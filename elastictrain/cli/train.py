@@ -24,13 +24,18 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields to change, such as train.steps=50.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the config, start nothing.")] = False,
 ) -> None:
     """Train a run, or continue it."""
     from elastictrain.config import TrainConfig
 
     resolved = TrainConfig.load(config, overrides or [])
     if dry_run:
+        from elastictrain.data.corpus import find_documents
+        from elastictrain.workloads import check_model_folder
+
+        find_documents(resolved.data)
+        check_model_folder(resolved)
         typer.echo(resolved.to_yaml(), nl=False)
         return
     raise typer.Exit(run_training(resolved))
@@ -51,4 +56,6 @@ def run_training(config: TrainConfig) -> int:
     typer.echo(summary(result))
     if ended_at(result.report_data) < begun_at:
         typer.echo("\nThe run was complete before: nothing to do. More train.steps continue it.")
+    elif result.status != "complete":
+        typer.echo("\nThe same command goes on from here.")
     return 0 if result.status == "complete" else STOPPED

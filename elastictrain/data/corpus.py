@@ -128,7 +128,7 @@ def _near(path: Path) -> str:
         names = os.listdir(parent)
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.7)
     if near:
         return f" Did you mean {' or '.join(str(parent / name) for name in near)}?"
     return f" {parent.absolute()} has nothing named {path.name}."

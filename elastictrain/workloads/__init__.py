@@ -1,10 +1,26 @@
-"""What is trained: modules, losses and optimizer settings behind one Protocol, without a word of ranks or ZeRO."""
+"""What is trained: modules, losses and optimizer settings behind one Protocol, without a word of ranks or ZeRO.
+
+Imported where they are needed: `torch` and `transformers` cost seconds, and the latter need not be installed.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from elastictrain.config import TrainConfig
-from elastictrain.workloads.base import Workload
-from elastictrain.workloads.language_model import LanguageModel
+from elastictrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from elastictrain.workloads.base import Workload
+
+
+def check_model_folder(config: TrainConfig) -> None:
+    """Raise ConfigError when `model.path` names no model's folder: in microseconds, before anything is imported."""
+    if config.model.kind == "huggingface":
+        folder = Path(str(config.model.path))
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path {folder} has no config.json; it must be a local Hugging Face folder")
 
 
 def build_workload(config: TrainConfig, vocab_size: int) -> Workload:
@@ -13,8 +29,9 @@ def build_workload(config: TrainConfig, vocab_size: int) -> Workload:
     Raises ConfigError when the model can't serve this tokenizer or an optional package is missing.
     """
     if config.model.kind == "huggingface":
-        # optional: `transformers` costs seconds to import and need not be installed
         from elastictrain.workloads.huggingface import HuggingFaceModel
 
         return HuggingFaceModel(config, vocab_size)
+    from elastictrain.workloads.language_model import LanguageModel
+
     return LanguageModel(config, vocab_size)

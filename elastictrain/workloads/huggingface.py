@@ -39,8 +39,6 @@ class HuggingFaceModel(CausalLanguageModel):
     def __init__(self, config: TrainConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.folder = Path(str(config.model.path))
-        if not (self.folder / "config.json").is_file():
-            raise ConfigError(f"model.path {self.folder} has no config.json; it must be a local Hugging Face folder")
         self.has_weights = any(self.folder.glob("*.safetensors"))
         if not self.has_weights and any(file for pattern in _PICKLED for file in self.folder.glob(pattern)):
             raise ConfigError(

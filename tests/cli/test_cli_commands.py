@@ -68,6 +68,24 @@ def test_a_bad_config_is_one_line_on_stderr(script: list[str], arguments: list[s
     assert says in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.corpus=nowhere", "data.corpus nowhere is not there"),
+        ("model={kind: huggingface, path: nowhere}", "model.path nowhere has no config.json"),
+    ],
+)
+def test_a_dry_run_looks_for_what_the_config_names(override: str, says: str) -> None:
+    result = CliRunner().invoke(app, ["train", str(ROOT / RECIPE), "--dry-run", override])
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_the_package_is_a_command_too() -> None:
+    done = process(sys.executable, "-m", "elastictrain", "--version")
+    assert done.stdout == f"{__version__}\n"
+
+
 def test_debug_adds_the_traceback() -> None:
     result = CliRunner().invoke(app, ["--debug", "train", "none.yaml"])
     assert result.exit_code == 2

@@ -95,9 +95,11 @@ def test_a_damaged_status_is_said_to_be(kept: KeptRun) -> None:
     assert "world_size" in message
 
 
-def test_a_run_without_a_status_yet_says_so(kept: KeptRun) -> None:
+def test_a_run_without_a_status_yet_is_starting(kept: KeptRun) -> None:
     (kept.folder / "status.json").unlink()
-    assert "no state to show yet" in told(kept, "status", status=1).output
+    assert "starting" in told(kept, "status").output
+    found = json.loads(told(kept, "status", "--json").stdout)
+    assert (found["run"], found["status"], found["step"], found["workers"]) == ("quickstart", "starting", 0, [])
 
 
 @pytest.mark.parametrize("command", ["status", "report", "checkpoints"])
@@ -145,8 +147,8 @@ def test_report_in_words(kept: KeptRun) -> None:
     assert "4 of 4, 64 samples" in output
     assert "final loss" in output
     assert "5.0000" in output
-    assert "1, 1 survived, 1 step lost, recovered in 0.31 s" in output
-    assert "step 3  rank 1 on node n1: SIGKILL; detected in 10 ms, recovered in 0.31 s from memory" in output
+    assert "1, 1 survived, 1 step lost, first new step after 0.31 s" in output
+    assert "step 3  rank 1 on node n1: SIGKILL; detected in 10 ms, first new step after 0.31 s from memory" in output
     assert "bit_exact" in output
     assert "def main():\n    return 1" in output
 

@@ -36,6 +36,17 @@ def test_a_bug_ends_the_run_with_its_traceback(product: Product) -> None:
     assert report["checkpoints"][-1]["step"] == 6
 
 
+def test_a_stop_before_training_is_a_stop_too(alone: Product) -> None:
+    running = alone.begin("early")
+    running.until("the attempt", lambda: bool(running.told(RunStarted)))
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.end()
+    assert (ended.code, ended.err) == (130, "interrupted\n")
+    assert not eventually_none(running.family)
+    assert json.loads(alone.ask("status", "early", "--json").out)["status"] == "stopped"
+    assert alone.report("early")["attempts"][0]["cause"]["message"] == "SIGTERM received"
+
+
 def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Report, tmp_path: Path) -> None:
     storage = copied(stopped, tmp_path / "storage")
     before = product.report("stopped", storage)

@@ -27,6 +27,7 @@ from elastictrain.control.vocabulary import (
     NodesJoined,
     Observation,
     Pause,
+    Paused,
     PeersBroken,
     RankRaised,
     RestorePoint,
@@ -40,9 +41,6 @@ from elastictrain.control.vocabulary import (
     WorkerUp,
 )
 from elastictrain.events import Cause
-
-PAUSE_STEPS = 2
-"""Steps between the decision to resize and the pause: time for the word to reach every rank."""
 
 NOTICE_S = 5.0
 """A shortage of workers that lasts so long is told."""
@@ -80,6 +78,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return replace(state, phase="running"), []
         case StepDone(_, step) if current and step > state.committed_step:
             return _commit(state, step, now)
+        case Paused() if current and state.pausing:
+            return _fence(state, f"resize from {len(state.members)} workers")
         case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:
             fenced = replace(state, phase="gathering", restore=restore, committed_step=restore.step, since=now)
             return _proceed(fenced, now)
@@ -96,8 +96,6 @@ def _commit(state: State, step: int, now: float) -> Decision:
         state = replace(state, best_step=step, strikes=0)
     if step >= state.policy.steps:
         return replace(state, phase="ended"), [End("complete")]
-    if state.pause_at is not None and step >= state.pause_at:
-        return _fence(state, f"resize from {len(state.members)} workers")
     return _proceed(state, now)
 
 
@@ -149,7 +147,7 @@ def _fail(state: State, cause: Cause, step: int) -> Decision:
 
 def _fence(state: State, cause: str) -> Decision:
     survivors = tuple(name for name in state.members if name in state.workers)
-    state = replace(state, phase="fencing", generation=state.generation + 1, cause=cause, pause_at=None)
+    state = replace(state, phase="fencing", generation=state.generation + 1, cause=cause, pausing=False)
     return state, [Fence(state.generation, survivors)]
 
 
@@ -162,9 +160,8 @@ def _proceed(state: State, now: float) -> Decision:
     state, actions = _replenish(state)
     if state.phase == "gathering":
         state, more = _gather(state, now)
-    elif state.phase == "running" and state.pause_at is None and (state.size or 0) > len(state.members):
-        pause_at = state.committed_step + PAUSE_STEPS
-        state, more = replace(state, pause_at=pause_at), [Pause(state.generation, pause_at)]
+    elif state.phase == "running" and not state.pausing and (state.size or 0) > len(state.members):
+        state, more = replace(state, pausing=True), [Pause(state.generation)]
     else:
         more = []
     return state, [*actions, *more]

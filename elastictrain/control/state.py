@@ -56,8 +56,8 @@ class State:
     members: tuple[str, ...] = ()
     """Workers of the current generation, by rank; of the last one while there is none."""
     next_worker: int = 0
-    pause_at: int | None = None
-    """The step after which a resize takes place."""
+    pausing: bool = False
+    """The ranks have been asked to stop after a step, for a resize."""
     strikes: int = 0
     """Failures since the last progress."""
     start_failures: int = 0

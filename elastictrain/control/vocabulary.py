@@ -107,6 +107,13 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The ranks of this generation have stopped, all after the same step."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Somebody wants the run to stop, with its last state made durable."""
 
@@ -129,6 +136,7 @@ Observation: TypeAlias = (
     | Formed
     | FormFailed
     | StepDone
+    | Paused
     | StopAsked
     | Tick
 )
@@ -172,10 +180,9 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let every rank of this generation stop once it has done this step, so that a resize loses nothing."""
+    """Let all ranks of this generation stop after the same step, so that what follows loses nothing."""
 
     generation: int
-    step: int
 
 
 @dataclass(frozen=True, slots=True)

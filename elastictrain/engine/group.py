@@ -34,6 +34,7 @@ from elastictrain.errors import PeerLostError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _POLL_S = 0.005
+_PAUSE = "pause"
 
 
 class Rendezvous:
@@ -82,6 +83,7 @@ class RankGroup:
         self._peers: frozenset[Address] = frozenset()
         self._held: dict[tuple[Address, Address], socket.socket] = {}
         self._lock = threading.Lock()
+        self._shared: Store | None = None
         self._backend = ""
         self._forming = False
         self._aborted = False
@@ -95,7 +97,7 @@ class RankGroup:
         self._forming = True
         try:
             with peer_loss_named():
-                store = self._wait_for_all()
+                self._shared = store = self._wait_for_all()
                 # new_group() takes its timeout from these module variables, and DeepSpeed passes none.
                 vars(c10d).update(default_pg_timeout=self._timeout, default_pg_nccl_timeout=self._timeout)
                 dist.init_process_group(
@@ -112,6 +114,21 @@ class RankGroup:
             self._check_not_aborted()
         finally:
             self._forming = False
+
+    def announce_pause(self) -> None:
+        """Tell all ranks; whoever then waits for this rank in a collective sees it afterwards."""
+        with peer_loss_named():
+            self._joined_store().set(_PAUSE, "")
+
+    def pause_announced(self) -> bool:
+        """Whether a rank has announced a pause. Costs a message to the rendezvous and back, about 50 us on one node."""
+        with peer_loss_named():
+            return bool(self._joined_store().check([_PAUSE]))
+
+    def _joined_store(self) -> Store:
+        if self._shared is None:
+            raise PeerLostError(f"rank {self.rank} is in no group")
+        return self._shared
 
     def abort(self) -> None:
         """Break every collective of this process, blocked or to come; callable from any thread, and more than once.
@@ -132,6 +149,7 @@ class RankGroup:
             self._break_connections()
             dist.destroy_process_group()
         with self._lock:
+            self._shared = None
             # An abort that comes late finds nothing, least of all the next group's connections.
             self._foreign_listeners = None
             while self._held:

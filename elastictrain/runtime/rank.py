@@ -71,7 +71,7 @@ class RankProgram:
         self._line: ReplicaClient | None = None
         self._unsaid: list[StepRecord] = []
         self._aborted = False
-        self._pause_at: int | None = None
+        self._pause_asked = False
 
     def warm(self) -> str:
         """Make later engines cheap; returns the address of this process's rendezvous."""
@@ -84,7 +84,7 @@ class RankProgram:
 
     def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
         """Join the group, build the engine, load the state, prepare the stream and the snapshot buffers."""
-        self._aborted, self._pause_at = False, None
+        self._aborted = self._pause_asked = False
         self._order_of, self._first_step = order, restore.step + 1
         self._board.write(order.generation, restore.step, "forming")
         clock = _Clock()
@@ -115,25 +115,32 @@ class RankProgram:
 
     # ---------------------------------------------------------------------------------------------------- training
 
-    def train(self) -> tuple[int, bool]:
-        """Train from the first step on; returns the last step done, and whether that was because of a pause."""
-        config, engine, stream, snapshots = self._config, self._engine, self._stream, self._snapshots
-        if engine is None or stream is None or snapshots is None:
+    def train(self) -> int:
+        """Train from the first step to the last, or to a pause; returns the last step done."""
+        config, engine, stream, snapshots, group = (
+            self._config,
+            self._engine,
+            self._stream,
+            self._snapshots,
+            self._group,
+        )
+        if engine is None or stream is None or snapshots is None or group is None:
             raise PeerLostError("this rank has left its group")
         self._unsaid = []
         step, paused = self._first_step - 1, False
         tidy_at = self._first_step + TIDY_AFTER_STEPS
-        while step < config.train.steps and not (paused := self._pause_at is not None and step >= self._pause_at):
+        while step < config.train.steps and not paused:
             step += 1
             self._unsaid.append(self._step(step, engine, stream, snapshots))
+            paused = group.pause_announced()
             due = step % config.snapshot.every == 0 or step % config.checkpoint.every == 0
-            if due or step == config.train.steps or step == self._pause_at:
+            if due or paused or step == config.train.steps:
                 self._snapshot(step, engine, snapshots)
             if step == tidy_at:
                 tidy()
         snapshots.wait()
         self._board.write(self._order_of.generation, step, "idle")
-        return step, paused
+        return step
 
     def _step(self, step: int, engine: Engine, stream: TokenStream, snapshots: SnapshotWriter) -> StepRecord:
         seed, generation = self._config.train.seed, self._order_of.generation
@@ -159,6 +166,9 @@ class RankProgram:
         def before_update() -> None:
             nonlocal stall_s
             stall_s += snapshots.wait()
+            if self._pause_asked and self._group is not None:
+                # No rank ends this step without rank 0, which comes here first: all hear of it, after the same step.
+                self._group.announce_pause()
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(
@@ -182,10 +192,10 @@ class RankProgram:
         snapshots.begin(step, engine.export_into, engine.scalars(), pack_records(self._unsaid))
         self._unsaid = []
 
-    def pause(self, generation: int, step: int) -> None:
-        """Stop after this step of this generation."""
+    def pause(self, generation: int) -> None:
+        """Announce a pause to all ranks in the next update; for rank 0, which all of them wait for in each step."""
         if self._order_of.generation == generation:
-            self._pause_at = step
+            self._pause_asked = True
 
     # ----------------------------------------------------------------------------------------------------- leaving
 

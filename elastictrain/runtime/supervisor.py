@@ -256,6 +256,8 @@ class Supervisor:
             self._tell(v.RankRaised(generation, worker, outcome.step, cause))
         elif outcome.kind == "peers_broken":
             self._note_broken(cause, outcome.at)
+        elif outcome.kind == "paused":
+            self._tell(v.Paused(generation))
 
     def _note_broken(self, cause: Cause, at: float | None = None) -> None:
         if self._broken is None:
@@ -291,9 +293,8 @@ class Supervisor:
                 self._fence(action)
             case v.Form():
                 self._form(action)
-            case v.Pause(generation, step):
-                for name in self._state.members:
-                    self._fleet.workers[name].actor.pause.remote(generation, step)
+            case v.Pause(generation):
+                self._fleet.workers[self._state.members[0]].actor.pause.remote(generation)
             case v.Warn(topic, message):
                 self._live.message = message
                 self._story.warn(topic, message)

@@ -70,8 +70,8 @@ class Worker:
 
     def _train(self, generation: int) -> Outcome:
         try:
-            step, paused = self._guarded(generation, self._rank.train)
-            return Outcome("paused" if paused else "finished", step, time.time())
+            step = self._guarded(generation, self._rank.train)
+            return Outcome("paused" if step < self._config.train.steps else "finished", step, time.time())
         except Exception as error:  # noqa: BLE001 - user code may raise anything; it goes to the supervisor whole
             return self._explain(error, generation)
 
@@ -100,10 +100,10 @@ class Worker:
             self._rank.abort()
             self._training.submit(self._rank.leave).result()
 
-    def pause(self, generation: int, step: int) -> None:
-        """Stop after this step, if this generation still trains then."""
+    def pause(self, generation: int) -> None:
+        """Have all ranks of this generation stop after the same step; for rank 0."""
         if self._rank is not None:
-            self._rank.pause(generation, step)
+            self._rank.pause(generation)
 
     def evaluate(self, storage: str, step: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""

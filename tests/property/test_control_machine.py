@@ -33,7 +33,7 @@ class World:
         self.step = 0
         self.committed = 0
         self.end: v.End | None = None
-        self.pause_at: int | None = None
+        self.pausing = False
         self.tell(v.NodesJoined(nodes))
 
     def tell(self, seen: v.Observation) -> None:
@@ -56,7 +56,7 @@ class World:
             case v.Fence(generation, survivors):
                 assert generation > self.fenced_below, "generations only rise"
                 assert set(survivors) <= set(self.alive)
-                self.fenced_below, self.group, self.pause_at = generation, (), None
+                self.fenced_below, self.group, self.pausing = generation, (), False
                 self.answer = v.Fenced(generation, v.RestorePoint("memory", self.committed))
             case v.Form(generation, workers, restore, _):
                 assert not self.group, "the old group is gone before a new one forms"
@@ -68,10 +68,10 @@ class World:
                 assert restore.step == self.committed, "nothing lost, nothing twice"
                 self.group, self.group_generation, self.step = workers, generation, restore.step
                 self.answer = v.Formed(generation)
-            case v.Pause(generation, step):
+            case v.Pause(generation):
                 assert generation == self.group_generation
-                assert step > self.committed
-                self.pause_at = step
+                assert not self.pausing
+                self.pausing = True
             case v.End():
                 self.end = action
 
@@ -87,10 +87,14 @@ class World:
 
     def train(self) -> None:
         running = self.group and self.state.phase == "running" and all(w in self.alive for w in self.group)
-        if running and (self.pause_at is None or self.step < self.pause_at):
+        if running:
             self.step += 1
             self.committed = self.step
-            self.tell(v.StepDone(self.group_generation, self.step))
+            paused, generation = self.pausing, self.group_generation
+            self.tell(v.StepDone(generation, self.step))
+            if paused:
+                self.tell(v.Paused(generation))
+                assert self.end or self.state.phase == "fencing"
 
     def kill(self, worker: str) -> None:
         del self.alive[worker]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception"]
+FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow"]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
 
 
@@ -152,6 +152,10 @@ class ElasticSection(_Section):
     """Warm spare workers: imported, engine code loaded, waiting for a rank."""
     max_failures: int = Field(default=3, ge=0)
     """Failures in a row, with no step committed between them, after which the run ends."""
+    hang_patience_s: float = Field(default=3, gt=0)
+    """A rank that makes no progress for so long, and for 10 of the run's longest recent steps, is replaced."""
+    straggler: Literal["report", "ignore"] = "report"
+    """What to do about a rank whose own work takes 1.5 times that of its peers for 8 steps."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -214,9 +218,13 @@ class Fault(_Section):
     rank: int = Field(default=0, ge=0)
     """Rank that it strikes."""
     kind: FaultKind = "kill"
-    """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)) or exception (raised in the model's forward pass)."""
+    """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), stop
+    (SIGSTOP), loop (compute for ever), skip (leave out the next collective) or slow (from now on, `seconds` more in
+    each forward and backward pass)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
+    seconds: float = Field(default=0.1, gt=0)
+    """Of kind slow."""
     repeat: bool = False
     """Strike every time that the step is tried, not only the first: a bug, not an accident."""
 

@@ -24,7 +24,7 @@ class Cause:
     """Why a worker or a run failed, as near to the truth as can be known."""
 
     kind: str
-    """signal, exit, exception, node_lost, oom, engine, storage, unknown"""
+    """signal, exit, exception, node_lost, hang, oom, engine, storage, unknown"""
     message: str
     """One line: 'SIGKILL', 'exit code 1', 'ValueError: ...'."""
     traceback: str = ""
@@ -146,13 +146,29 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, user_error, engine_error"""
+    """worker_lost, node_lost, hang, user_error, engine_error"""
     ranks: tuple[int, ...]
     node: str
     pid: int
     cause: Cause
     step: int
     """The step in flight on the lost rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class StragglerFound:
+    """A rank's own work takes much longer than its peers'; without waiting for peers, data and snapshots."""
+
+    at: float
+    generation: int
+    step: int
+    rank: int
+    worker: str
+    node: str
+    own_s: float
+    """Median seconds of its own work in a step, over the last steps."""
+    others_s: float
+    """The same of its peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +276,7 @@ Event: TypeAlias = (
     | StepCommitted
     | FaultInjected
     | FailureDetected
+    | StragglerFound
     | Recovered
     | CheckpointWritten
     | CheckpointFailed
@@ -280,6 +297,7 @@ _KINDS: dict[str, type[Any]] = {
         StepCommitted,
         FaultInjected,
         FailureDetected,
+        StragglerFound,
         Recovered,
         CheckpointWritten,
         CheckpointFailed,

@@ -21,6 +21,7 @@ from elastictrain.events import (
     Recovered,
     RunEnded,
     RunStarted,
+    StragglerFound,
     Warned,
     WorkerStarted,
 )
@@ -64,6 +65,10 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             return f"{_step(event.step)}planned fault: {event.kind} rank {event.rank}"
         case FailureDetected():
             return f"{_step(event.step)}{_failure(event)}; detected in {seconds_text(event.detected_at - event.at)}"
+        case StragglerFound():
+            slower = f"{event.own_s / max(event.others_s, 1e-9):.1f} times as long as its peers"
+            times = f"{seconds_text(event.own_s)} against {seconds_text(event.others_s)} a step"
+            return f"{_step(event.step)}rank {event.rank} (node {event.node}) is slow: it works {slower}, {times}"
         case Recovered():
             took = "" if fault_at is None else f" in {seconds_text(event.at - fault_at)}"
             lost = f"{count_text(event.lost_steps, 'step')} lost"
@@ -127,6 +132,8 @@ def _failure(event: FailureDetected) -> str:
             return f"{who} killed by {event.cause.message}"
         case "exit":
             return f"{who} ended with {event.cause.message}"
+        case "hang":
+            return f"{who} hangs: {event.cause.message}" if event.ranks else f"the ranks hang: {event.cause.message}"
         case "exception":
             return f"{who} raised {event.cause.message}"
         case _:

@@ -1,7 +1,9 @@
 """Where a rank is, in memory that outlives it: generation, step, phase and time, written many times a step.
 
-One 32-byte record in an arena that the node's keeper owns. Writing costs about a microsecond and no message; the
-keeper reads it for the live status, for finding a rank that makes no progress, and to say what a dead one was doing.
+Two records in an arena that the node's keeper owns: what the rank does, and whether it waits for its peers in a
+collective. A third part takes the stacks of its threads when somebody asks for them. Writing costs about a microsecond
+and no message; the keeper reads it for the live status, for finding a rank that makes no progress, and to say what a
+dead one was doing.
 """
 
 from __future__ import annotations
@@ -10,20 +12,35 @@ import struct
 import time
 from dataclasses import dataclass
 
-_RECORD = struct.Struct("<qqqd")
-BOARD_BYTES = 4096
+_DOING = struct.Struct("<qqqdq")
+_WAITING = struct.Struct("<q?7xdd")
+_WAITING_AT = 64
+STACKS_AT = 4096
+BOARD_BYTES = STACKS_AT + (64 << 10)
 
 PHASES = ("idle", "forming", "data", "forward", "backward", "update", "snapshot", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a rank was doing at `at` (unix time, seconds)."""
+    """What a rank was doing at `at` (unix time, seconds), when it began that."""
 
     generation: int
     step: int
     phase: str
     at: float
+    marks: int = 0
+    """Phases begun in this generation: the same number in every rank at the same place of the program."""
+    waits: int = 0
+    """Collectives waited for in this generation, the one under way among them."""
+    waiting: bool = False
+    """Whether it waits for its peers in a collective now."""
+    blocked_s: float = 0.0
+    """Seconds spent waiting for peers in this generation."""
+    silent_s: float = 0.0
+    """Since it last wrote anything, by its node's clock."""
+    stopped: bool = False
+    """Its process is stopped (SIGSTOP, a debugger)."""
 
 
 class Board:
@@ -31,12 +48,37 @@ class Board:
 
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer
+        self._generation, self._marks = -1, 0
+        self._waits, self._blocked_s, self._waiting_since = 0, 0.0, 0.0
 
     def write(self, generation: int, step: int, phase: str) -> None:
         """Say where this rank is now."""
-        _RECORD.pack_into(self._buffer, 0, generation, step, PHASES.index(phase), time.time())
+        if generation != self._generation:
+            self._generation, self._marks = generation, 0
+            self._waits, self._blocked_s = 0, 0.0
+        self._marks += 1
+        _DOING.pack_into(self._buffer, 0, generation, step, PHASES.index(phase), time.time(), self._marks)
+
+    def begin_wait(self) -> None:
+        """This rank waits for its peers from now on."""
+        self._waits += 1
+        self._waiting_since = time.time()
+        _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, True, self._waiting_since, self._blocked_s)
+
+    def end_wait(self) -> None:
+        """The collective is done, or broke."""
+        now = time.time()
+        self._blocked_s += now - self._waiting_since
+        _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, False, now, self._blocked_s)
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds that this rank has waited for its peers in this generation."""
+        return self._blocked_s
 
     def read(self) -> Progress:
         """The last thing written."""
-        generation, step, phase, at = _RECORD.unpack_from(self._buffer, 0)
-        return Progress(generation, step, PHASES[phase], at)
+        generation, step, phase, at, marks = _DOING.unpack_from(self._buffer, 0)
+        waits, waiting, waited_at, blocked_s = _WAITING.unpack_from(self._buffer, _WAITING_AT)
+        silent_s = max(0.0, time.time() - max(at, waited_at))
+        return Progress(generation, step, PHASES[phase], at, marks, waits, waiting, blocked_s, silent_s)

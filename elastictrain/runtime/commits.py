@@ -8,7 +8,7 @@ does not depend on how the ranks were laid out.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 
 from elastictrain.data.order import chain
 from elastictrain.events import StepCommitted
@@ -23,6 +23,8 @@ class CommitCollector:
         self.step = step
         self.chains: dict[int, str] = {step: sample_chain}
         self.losses: dict[int, float] = {}
+        self.own_s: dict[int, deque[float]] = {}
+        """Seconds of each rank's own work in the last steps of this generation."""
         self._generation = -1
         self._world_size = 0
         self._held: dict[int, set[int]] = defaultdict(set)
@@ -35,6 +37,7 @@ class CommitCollector:
             self.chains[step] = sample_chain
         self._held.clear()
         self._records.clear()
+        self.own_s = {rank: deque(maxlen=_RECENT) for rank in range(world_size)}
 
     def add(self, header: ShardHeader, now: float) -> list[StepCommitted]:
         """Take one rank's snapshot; returns the steps that it completes, in order."""
@@ -53,6 +56,8 @@ class CommitCollector:
 
     def _commit(self, step: int, now: float) -> StepCommitted:
         records = [self._records[step][rank] for rank in range(self._world_size)]
+        for rank, record in enumerate(records):
+            self.own_s[rank].append(record.own_s)
         micro_batches = sorted(m for r in records for m in r.micro_batches)
         samples = [sample for _, _, ids in micro_batches for sample in ids]
         losses = [loss for _, loss, _ in micro_batches]
@@ -80,5 +85,7 @@ class CommitCollector:
         )
 
 
+_RECENT = 20
+"""Steps whose own work is kept."""
 _REMEMBERED = 10_000
 """Steps whose chain is kept: a restore from memory goes back one, a durable one brings its own."""

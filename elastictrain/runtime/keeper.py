@@ -8,10 +8,13 @@ the supervisor hears of snapshots and deaths by one long poll a node, never by a
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 
 import ray
 
@@ -21,7 +24,7 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.checkpoint.vault import Vault
 from elastictrain.errors import ElasticTrainError, StaleGenerationError
 from elastictrain.events import Cause
-from elastictrain.runtime.board import BOARD_BYTES, Board, Progress
+from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
 from elastictrain.runtime.mailbox import Mailbox
 from elastictrain.runtime.protocol import (
     FaultAnnounced,
@@ -33,13 +36,16 @@ from elastictrain.runtime.protocol import (
     SnapshotHeld,
     WorkerExited,
 )
-from elastictrain.runtime.watch import ProcessWatch
+from elastictrain.runtime.watch import ProcessWatch, is_stopped
 from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import ShardHeader, ShardIndex
 from elastictrain.storage import Storage
 
 KEEPER_THREADS = 16
 """Calls that may wait at once: the supervisor's poll, durable writes, ranks that come and go."""
+STACKS_SIGNAL = signal.SIGUSR1
+STACKS_PATIENCE_S = 0.2
+"""How long a worker has to write down its stacks; it takes a millisecond unless its machine is overloaded."""
 GATHER_S = 0.1
 """How long news of a snapshot waits for more of it, so that steps cost the supervisor few messages; a death waits for
 nothing."""
@@ -65,6 +71,7 @@ class Keeper:
             on_commit=self._commit,
         )
         self._boards: dict[str, Arena] = {}
+        self._pids: dict[str, int] = {}
         self._watch = ProcessWatch(self._exited)
         self._lock = threading.Lock()
         self._buddy: Address | None = None
@@ -83,7 +90,30 @@ class Keeper:
 
     def progress(self) -> dict[str, Progress]:
         """Where every worker of this node is."""
-        return {worker: Board(board.buffer).read() for worker, board in list(self._boards.items())}
+        return {worker: self._progress(worker) for worker in list(self._boards)}
+
+    def end(self, worker: str, stacks: bool) -> str:
+        """Kill a worker that makes no progress; first, if `stacks`, have it write down where its threads are.
+
+        A stopped process writes nothing, and ends none the less.
+        """
+        found = ""
+        with self._lock:
+            board, pid = self._boards.get(worker), self._pids.get(worker)
+        if board is None or pid is None:
+            return found
+        with suppress(ProcessLookupError):
+            if stacks:
+                os.kill(pid, STACKS_SIGNAL)
+                time.sleep(STACKS_PATIENCE_S)
+                found = bytes(board.buffer[STACKS_AT:]).partition(b"\0")[0].decode(errors="replace")
+            os.kill(pid, signal.SIGKILL)
+        return found
+
+    def _progress(self, worker: str) -> Progress:
+        with self._lock:
+            board, pid = self._boards[worker], self._pids[worker]
+        return replace(Board(board.buffer).read(), stopped=is_stopped(pid))
 
     def set_buddy(self, address: Address | None) -> None:
         """Send replicas to this keeper from now on."""
@@ -124,7 +154,8 @@ class Keeper:
     def enlist(self, worker: str, pid: int) -> tuple[ArenaTicket, Address]:
         """Watch this worker's process from now on; the board to write progress on, and where to commit snapshots."""
         board = Arena.create(BOARD_BYTES)
-        self._boards[worker] = board
+        with self._lock:
+            self._boards[worker], self._pids[worker] = board, pid
         self._watch.add(worker, pid)
         return board.ticket, self._server.address
 
@@ -176,7 +207,9 @@ class Keeper:
         return True
 
     def _exited(self, worker: str, at: float, cause: Cause) -> None:
-        board = self._boards.pop(worker)
+        with self._lock:
+            board = self._boards.pop(worker)
+            del self._pids[worker]
         progress = Board(board.buffer).read()
         self._mail.put(WorkerExited(worker, at, cause, progress.generation, progress.step, progress.phase))
         board.close()

@@ -31,6 +31,13 @@ class StepRecord:
     grad_norm: float
     data_wait_s: float
     snapshot_stall_s: float
+    blocked_s: float = 0.0
+    """Time spent waiting for peers in collectives."""
+
+    @property
+    def own_s(self) -> float:
+        """The rank's own work: the step without waiting for peers, for data and for snapshots."""
+        return self.finished_at - self.begun_at - self.blocked_s - self.data_wait_s - self.snapshot_stall_s
 
 
 def pack_records(records: list[StepRecord]) -> str:

@@ -22,6 +22,7 @@ from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
+from elastictrain.engine.waits import tell_waits
 from elastictrain.engine.warm import warm
 from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
@@ -77,6 +78,7 @@ class RankProgram:
         """Make later engines cheap; returns the address of this process's rendezvous."""
         samples = [i % len(self._shards) for i in range(self._config.train.micro_batch)]
         warm(self._workload, self._config, {"tokens": self._shards.read(samples)})
+        tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address
 
@@ -144,7 +146,7 @@ class RankProgram:
 
     def _step(self, step: int, engine: Engine, stream: TokenStream, snapshots: SnapshotWriter) -> StepRecord:
         seed, generation = self._config.train.seed, self._order_of.generation
-        begun_at = time.time()
+        begun_at, blocked_s = time.time(), self._board.blocked_s
         self._board.write(generation, step, "data")
         batches = next(stream)
         stall_s = 0.0
@@ -165,6 +167,7 @@ class RankProgram:
 
         def before_update() -> None:
             nonlocal stall_s
+            self._board.write(generation, step, "waiting")
             stall_s += snapshots.wait()
             if self._pause_asked and self._group is not None:
                 # No rank ends this step without rank 0, which comes here first: all hear of it, after the same step.
@@ -182,7 +185,16 @@ class RankProgram:
         )
         num_tokens = sum(self._workload.num_tokens({"tokens": tokens}) for _, tokens in batches)
         return StepRecord(
-            step, micro_batches, num_tokens, begun_at, time.time(), rate, result.grad_norm, stream.last_wait_s, stall_s
+            step=step,
+            micro_batches=micro_batches,
+            num_tokens=num_tokens,
+            begun_at=begun_at,
+            finished_at=time.time(),
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            data_wait_s=stream.last_wait_s,
+            snapshot_stall_s=stall_s,
+            blocked_s=self._board.blocked_s - blocked_s,
         )
 
     def _snapshot(self, step: int, engine: Engine, snapshots: SnapshotWriter) -> None:

@@ -24,6 +24,8 @@ POLL_S = 2.0
 """A keeper answers at once when it has something to say, and after this time when it has not."""
 LOOK_EVERY_S = 1.0
 """How often Ray is asked for its nodes."""
+WATCH_EVERY_S = 0.5
+"""How often keepers are asked where their ranks are."""
 SUSPICION_S = 0.5
 """How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
 START_TIMEOUT_S = 300.0
@@ -54,6 +56,10 @@ class Listener(Protocol):
         """A keeper tells something."""
         ...
 
+    def progress_told(self) -> None:
+        """A keeper has told where its ranks are: see `Roster.progress`."""
+        ...
+
 
 @dataclass
 class Roster:
@@ -68,6 +74,7 @@ class Roster:
     _suspects: dict[str, tuple[float, Cause]] = field(default_factory=dict)
     _starting: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
+    _watched: float = 0.0
 
     def check(self) -> None:
         """Look for nodes when it is time, and give up on whoever was silent for too long."""
@@ -82,6 +89,11 @@ class Roster:
         if now > self._looked + LOOK_EVERY_S:
             self._looked = now
             self._look()
+        if now > self._watched + WATCH_EVERY_S:
+            self._watched = now
+            for node in self.fleet.nodes.values():
+                if node.info is not None:
+                    self.replies.expect(node.keeper.progress.remote(), self._hear_progress, lambda _: None)
 
     def start(self, name: str, node: str, reserved: bool, data_folder: str) -> None:
         """Start a worker."""
@@ -132,9 +144,10 @@ class Roster:
             self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
         for node in new:
             self._start_keeper(node)
-        for node in self.fleet.nodes.values():
-            if node.info is not None:
-                self.replies.expect(node.keeper.progress.remote(), self.progress.update, lambda _: None)
+
+    def _hear_progress(self, found: dict[str, Progress]) -> None:
+        self.progress.update(found)
+        self.listener.progress_told()
 
     def _start_keeper(self, node: Node) -> None:
         self.replies.expect(

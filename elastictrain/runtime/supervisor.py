@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,9 +18,19 @@ from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.state import Policy, State
+from elastictrain.control.suspicion import Hang
 from elastictrain.data.order import cursor
-from elastictrain.events import Cause, CheckpointRejected, Event, FaultInjected, Member, WorkerStarted
+from elastictrain.events import (
+    Cause,
+    CheckpointRejected,
+    Event,
+    FaultInjected,
+    Member,
+    StragglerFound,
+    WorkerStarted,
+)
 from elastictrain.plan.layout import legal_world_sizes
+from elastictrain.runtime.board import Progress
 from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.durable import Due, DurableWriter
 from elastictrain.runtime.fencing import Fencing
@@ -41,6 +51,7 @@ from elastictrain.runtime.protocol import (
 from elastictrain.runtime.replies import Replies
 from elastictrain.runtime.roster import Roster
 from elastictrain.runtime.story import Story
+from elastictrain.runtime.watchdog import Watchdog
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
@@ -96,6 +107,9 @@ class Supervisor:
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
+        self._watchdog = Watchdog(config.elastic.hang_patience_s)
+        self._accused: set[str] = set()
+        """Workers that are being ended because they hang."""
         self._stop: str | None = None
         self._ticked = 0.0
         self._end: v.End | None = None
@@ -197,7 +211,9 @@ class Supervisor:
         self._emit(WorkerStarted(time.time(), name, info.node, info.pid, seconds))
         self._tell(v.WorkerUp(name))
 
-    def worker_lost(self, name: str, cause: Cause, at: float | None = None, step: int = 0) -> None:
+    def worker_lost(
+        self, name: str, cause: Cause, at: float | None = None, step: int = 0, kind: str = "worker_lost"
+    ) -> None:
         """See `roster.Listener`."""
         handle = self._fleet.workers.get(name)
         if handle is None:
@@ -206,7 +222,7 @@ class Supervisor:
         ranks = self._ranks({name})
         if ranks:
             self._story.fail(
-                "worker_lost",
+                kind,
                 cause,
                 generation=self._failed,
                 ranks=ranks,
@@ -227,6 +243,8 @@ class Supervisor:
         match event:
             case SnapshotHeld(header):
                 self._commit(header)
+            case WorkerExited(worker) if worker in self._accused:
+                pass  # ended for its hang, which is told when its stacks are there
             case WorkerExited(worker, at, cause, _, step, phase):
                 if phase in ("snapshot", "idle"):
                     self._story.updated_step = max(self._story.updated_step, step)
@@ -237,6 +255,45 @@ class Supervisor:
             case KeeperTrouble(topic, message):
                 self._story.warn(topic, message)
 
+    def progress_told(self) -> None:
+        """See `roster.Listener`: look for ranks that hold up the others."""
+        state = self._state
+        if state.phase != "running":
+            return
+        hang = self._watchdog.look([self._roster.progress.get(name) for name in state.members])
+        if hang is not None:
+            self._end_hang(hang)
+
+    def _end_hang(self, hang: Hang) -> None:
+        """Replace the ranks that hang; whoever is to blame is asked for its stacks before it is ended."""
+        cause = Cause("hang", hang.message)
+        if not hang.ranks:
+            self._story.fail("hang", cause, generation=self._state.generation)
+            self._tell(v.PeersBroken(self._state.generation, cause))
+            return
+        for name in [self._state.members[rank] for rank in hang.ranks]:
+            handle, at = self._fleet.workers.get(name), self._roster.progress[name]
+            if handle is None or name in self._accused:
+                continue
+            self._accused.add(name)
+
+            def tell(stacks: str, name: str = name, at: Progress = at) -> None:
+                self._accused.discard(name)
+                since = time.time() - at.silent_s
+                self.worker_lost(name, replace(cause, traceback=stacks), since, at.step, "hang")
+
+            end = self._fleet.nodes[handle.node].keeper.end.remote(name, not at.stopped)
+            self._replies.expect(end, tell, lambda _, tell=tell: tell(""))  # type: ignore[misc]
+
+    def _name_straggler(self) -> None:
+        found = self._watchdog.straggler(self._story.commits.own_s)
+        if found is None or self._config.elastic.straggler == "ignore":
+            return
+        name = self._state.members[found.rank]
+        node = self._fleet.workers[name].node
+        generation, step = self._state.generation, self._story.step
+        self._emit(StragglerFound(time.time(), generation, step, found.rank, name, node, found.own_s, found.others_s))
+
     def _commit(self, header: ShardHeader) -> None:
         steps, first = self._story.commit(header)
         if first:
@@ -245,7 +302,10 @@ class Supervisor:
         for event in steps:
             if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
                 self._make_durable(event.step, event.generation, self._places)
+            self._watchdog.step(event.finished_at - event.begun_at)
             self._tell(v.StepDone(event.generation, event.step))
+        if steps and self._state.phase == "running":
+            self._name_straggler()
 
     def _training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
         if generation != self._state.generation or not self._grouped:
@@ -384,6 +444,7 @@ class Supervisor:
         self._places = [handle.node for handle in handles]
         phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
         self._story.begin(forming.order, forming.layout.to_json(), members, phases_s)
+        self._watchdog.begin(forming.order.generation)
         self._tell(v.Formed(forming.order.generation))
 
     def _form_failed(self, worker: str | None, cause: Cause) -> None:

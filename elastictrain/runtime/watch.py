@@ -78,6 +78,15 @@ class ProcessWatch:
                 self._on_exit(key, at, cause)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal or a debugger; False when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
 def _wait_status(fd: int, pid: int) -> int | None:
     """The process's wait status (as of waitpid), or None where the kernel keeps it to itself."""
     end = time.monotonic() + _STATUS_PATIENCE_S

@@ -9,6 +9,7 @@ thread. The training loop runs by itself; nobody sends a message per step.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
@@ -25,7 +26,8 @@ from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError
 from elastictrain.events import Cause
-from elastictrain.runtime.board import Board
+from elastictrain.runtime.board import STACKS_AT, Board
+from elastictrain.runtime.keeper import STACKS_SIGNAL
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
 
 WORKER_THREADS = 8
@@ -41,6 +43,10 @@ class Worker:
         self._keeper = keeper
         board, self._commit_at = ray.get(keeper.enlist.remote(worker, os.getpid()))
         self._board = Board(Arena.open(board).buffer)
+        self._stacks = open(f"/proc/{board.pid}/fd/{board.fd}", "r+b", buffering=0)  # noqa: SIM115 - open for life
+        self._stacks.seek(STACKS_AT)
+        # works whatever holds the interpreter's lock; its user asks once, and then ends the process
+        faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
         self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._rank: Any = None
         self._fenced = -1

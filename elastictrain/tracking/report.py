@@ -25,6 +25,7 @@ from elastictrain.events import (
     Recovered,
     RunStarted,
     StepCommitted,
+    StragglerFound,
     Warned,
 )
 from elastictrain.tracking.committed import committed_steps
@@ -75,6 +76,19 @@ def build_report(events: Sequence[Event], now: float | None = None) -> dict[str,
             {"index": e.index, "step": e.step, "rank": e.rank, "kind": e.kind, "at_s": e.at - begun_at}
             for e in run
             if isinstance(e, FaultInjected)
+        ],
+        "stragglers": [
+            {
+                "step": e.step,
+                "generation": e.generation,
+                "rank": e.rank,
+                "node": e.node,
+                "own_s": e.own_s,
+                "others_s": e.others_s,
+                "at_s": e.at - begun_at,
+            }
+            for e in run
+            if isinstance(e, StragglerFound)
         ],
         "rejected_checkpoints": [
             {"step": e.step, "uri": redact(e.uri), "problem": redact(e.problem), "at_s": e.at - begun_at}

@@ -29,6 +29,23 @@ def test_what_is_written_is_read(phase: str) -> None:
     assert abs(progress.at - time.time()) < 60
 
 
+def test_waits_for_peers_are_counted() -> None:
+    board = Board(memoryview(bytearray(BOARD_BYTES)))
+    board.write(2, 40, "backward")
+    board.begin_wait()
+    assert (board.read().marks, board.read().waits, board.read().waiting) == (1, 1, True)
+    time.sleep(0.02)
+    board.end_wait()
+    board.begin_wait()
+    board.end_wait()
+    progress = board.read()
+    assert (progress.waits, progress.waiting) == (2, False)
+    assert 0.02 <= progress.blocked_s == board.blocked_s < 10
+    assert 0 <= progress.silent_s < 10
+    board.write(3, 41, "data")
+    assert (board.read().marks, board.blocked_s) == (1, 0.0)
+
+
 def test_a_killed_writer_leaves_its_last_word() -> None:
     arena = Arena.create(BOARD_BYTES)
     ticket = arena.ticket

@@ -1,0 +1,70 @@
+"""Watching over the pace: feeds `control.suspicion` with what keepers tell, and believes it only when it lasts.
+
+A hang is told when two looks in a row blame the same ranks and those have not moved in between, so a burst of load or
+one late message blames nobody.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from elastictrain.control.suspicion import Hang, RankAt, Straggler, find_hang, find_straggler, patience_s
+from elastictrain.runtime.board import Progress
+
+UNKNOWN_PACE_S = 300.0
+"""How long a first step may take, before any step has shown how long one is."""
+REMEMBERED_STEPS = 50
+
+
+class Watchdog:
+    """Of one attempt. `look` and `straggler` are called as often as there is news."""
+
+    def __init__(self, least_patience_s: float) -> None:
+        self._least_s = least_patience_s
+        self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._generation, self._num_done = -1, 0
+        self._last: tuple[Hang, tuple[tuple[int, int], ...]] | None = None
+        self._named: set[int] = set()
+
+    def begin(self, generation: int) -> None:
+        """A generation trains from now on."""
+        self._generation, self._num_done, self._last = generation, 0, None
+        self._named.clear()
+
+    def step(self, seconds: float) -> None:
+        """A step of this generation is done and took so long."""
+        self._steps_s.append(seconds)
+        self._num_done += 1
+
+    @property
+    def patience_s(self) -> float:
+        """How long a rank may stand still now."""
+        return patience_s(self._steps_s, self._num_done, self._least_s, UNKNOWN_PACE_S)
+
+    def look(self, ranks: Sequence[Progress | None]) -> Hang | None:
+        """What each rank does, by rank, newly told; returns a hang that has been seen twice."""
+        if any(at is None or at.generation != self._generation for at in ranks):
+            self._last = None
+            return None
+        known = {rank: at for rank, at in enumerate(ranks) if at is not None}
+        hang = find_hang({rank: _rank_at(at) for rank, at in known.items()}, self.patience_s)
+        if hang is None:
+            self._last = None
+            return None
+        places = tuple((at.marks, at.waits) for at in known.values())
+        again = self._last is not None and (self._last[0].ranks, self._last[1]) == (hang.ranks, places)
+        self._last = hang, places
+        return hang if again else None
+
+    def straggler(self, own_s: Mapping[int, Sequence[float]]) -> Straggler | None:
+        """A rank found slow, once a generation."""
+        found = find_straggler(own_s)
+        if found is None or found.rank in self._named:
+            return None
+        self._named.add(found.rank)
+        return found
+
+
+def _rank_at(at: Progress) -> RankAt:
+    return RankAt(at.phase, at.marks, at.waits, at.waiting, at.silent_s, at.stopped)

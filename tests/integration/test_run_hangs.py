@@ -1,0 +1,60 @@
+"""Runs whose ranks stop moving, or move slowly: found by the run's own pace, the guilty named and replaced.
+
+About 60 s on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+
+from product import Product, Report, assert_same_training
+
+PLAN = [
+    {"at": 30, "rank": 1, "kind": "stop", "phase": "backward"},
+    {"at": 60, "rank": 0, "kind": "loop", "phase": "forward"},
+    {"at": 90, "rank": 1, "kind": "loop", "phase": "update"},
+]
+PATIENCE_S = 1.5
+
+
+def test_ranks_that_hang_are_replaced(product: Product, undisturbed: Report) -> None:
+    ended = product.train(
+        "hanging",
+        f"faults={json.dumps(PLAN)}",
+        f"elastic.hang_patience_s={PATIENCE_S}",
+        "elastic.standby=1",
+    )
+    assert ended.code == 0, ended.err
+    report = product.report("hanging")
+    assert_same_training(report, undisturbed)
+    failures = report["failures"]
+    assert [(f["kind"], f["cause"]["kind"], f["ranks"], f["step"]) for f in failures] == [
+        ("hang", "hang", [fault["rank"]], fault["at"]) for fault in PLAN
+    ]
+    stopped, first, second = failures
+    assert "process is stopped" in stopped["cause"]["message"]
+    assert "no progress for" in first["cause"]["message"]
+    assert "in forward; 1 of 2 ranks wait for it" in first["cause"]["message"]
+    for looping in (first, second):
+        assert "in _compute_for_ever" in looping["cause"]["traceback"]  # where it hangs, from its own stacks
+    for failure, before, after in zip(failures, report["generations"], report["generations"][1:], strict=False):
+        assert failure["lost_steps"] <= 1
+        assert after["source"] == "memory"
+        other = 1 - failure["ranks"][0]
+        assert after["members"][other] == before["members"][other]
+    assert report["stragglers"] == []
+
+
+def test_a_slow_rank_is_named(product: Product, undisturbed: Report) -> None:
+    fault = {"at": 60, "rank": 1, "kind": "slow", "seconds": 0.03, "phase": "forward"}
+    ended = product.train("slow", f"faults=[{json.dumps(fault)}]")
+    assert ended.code == 0, ended.err
+    report = product.report("slow")
+    assert_same_training(report, undisturbed)
+    assert report["failures"] == []
+    [straggler] = report["stragglers"]
+    assert straggler["rank"] == 1
+    assert 60 < straggler["step"] <= 80
+    assert straggler["own_s"] > 1.5 * straggler["others_s"]
+    assert "rank 1 (node" in ended.out
+    assert "is slow: it works" in ended.out

@@ -146,7 +146,7 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, hang, user_error, engine_error"""
+    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error"""
     ranks: tuple[int, ...]
     node: str
     pid: int

@@ -23,6 +23,7 @@ from elastictrain.control.vocabulary import (
     Form,
     Formed,
     FormFailed,
+    KeeperLost,
     NodeLost,
     NodesJoined,
     Observation,
@@ -63,6 +64,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return _proceed(replace(state, nodes={**state.nodes, **slots}), now)
         case NodeLost(node, cause):
             return _lose_node(state, node, cause, now)
+        case KeeperLost(node, cause):
+            return _lose_keeper(state, node, cause, now)
         case WorkerUp(name) if name in state.workers:
             workers = {**state.workers, name: replace(state.workers[name], state="ready")}
             return _proceed(replace(state, workers=workers, start_failures=0), now)
@@ -119,6 +122,16 @@ def _lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
         workers={name: worker for name, worker in state.workers.items() if name not in gone},
     )
     if gone & set(state.members) and state.phase in ("forming", "running"):
+        return _fail(state, cause, 0)
+    return _proceed(state, now)
+
+
+def _lose_keeper(state: State, node: str, cause: Cause, now: float) -> Decision:
+    """The ranks there can't commit any more: a new generation, as soon as they have their next keeper."""
+    there = {name for name, worker in state.workers.items() if worker.node == node}
+    workers = {n: replace(w, state="starting") if n in there else w for n, w in state.workers.items()}
+    state = replace(state, workers=workers)
+    if there & set(state.members) and state.phase in ("forming", "running"):
         return _fail(state, cause, 0)
     return _proceed(state, now)
 

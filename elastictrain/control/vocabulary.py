@@ -41,6 +41,14 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class KeeperLost:
+    """A node's keeper is gone, with the snapshots that it held; its workers live, and are `WorkerUp` with the next."""
+
+    node: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerUp:
     """A worker process is warm and waits for a rank."""
 
@@ -128,6 +136,7 @@ class Tick:
 Observation: TypeAlias = (
     NodesJoined
     | NodeLost
+    | KeeperLost
     | WorkerUp
     | WorkerDied
     | RankRaised

@@ -51,6 +51,10 @@ class Board:
         self._generation, self._marks = -1, 0
         self._waits, self._blocked_s, self._waiting_since = 0, 0.0, 0.0
 
+    def move(self, buffer: memoryview) -> None:
+        """Write there from now on: to the next keeper's memory."""
+        self._buffer = buffer
+
     def write(self, generation: int, step: int, phase: str) -> None:
         """Say where this rank is now."""
         if generation != self._generation:

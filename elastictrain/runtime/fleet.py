@@ -24,8 +24,7 @@ from elastictrain.runtime.protocol import KeeperInfo, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
 
 BAN_S = 20.0
-"""A node that was given up on is left alone for so long: Ray takes up to 15 s to see that a node is dead. If it lives
-on, only its keeper had died, and it gets another."""
+"""A node that was given up on is left alone for so long: Ray takes up to 15 s to see that a node is dead."""
 
 
 @dataclass
@@ -36,6 +35,8 @@ class Node:
     ray_id: str
     address: str
     slots: int
+    raylet: tuple[str, int]
+    """Where its raylet listens."""
     keeper: Any = None
     info: KeeperInfo | None = None
     read: int = 0
@@ -91,7 +92,7 @@ class Fleet:
                 address = found["NodeManagerAddress"]
                 taken = {node.name for node in [*self.nodes.values(), *new]}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
-                new.append(Node(name, ray_id, address, slots))
+                new.append(Node(name, ray_id, address, slots, (address, found["NodeManagerPort"])))
         return new, lost
 
     def start_keeper(self, node: Node) -> Any:
@@ -102,6 +103,7 @@ class Fleet:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
         ).remote(config.run.name, node.name, config.run.storage, self.token, node.address, config.checkpoint.every)
         self.nodes[node.name] = node
+        node.info, node.read = None, 0
         return node.keeper.describe.remote()
 
     def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:

@@ -74,6 +74,10 @@ class RankProgram:
         self._aborted = False
         self._pause_asked = False
 
+    def adopt(self, keeper: Any, commit_at: Address) -> None:
+        """Commit to another keeper from the next generation on."""
+        self._keeper, self._commit_at = keeper, commit_at
+
     def warm(self) -> str:
         """Make later engines cheap; returns the address of this process's rendezvous."""
         samples = [i % len(self._shards) for i in range(self._config.train.micro_batch)]

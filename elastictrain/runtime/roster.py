@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import ray
 from ray.exceptions import RayError
 
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
 from elastictrain.runtime.fleet import Fleet, Node
+from elastictrain.runtime.probe import answers
 from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, WorkerInfo
 from elastictrain.runtime.replies import Replies
 
@@ -44,8 +46,16 @@ class Listener(Protocol):
         """A node or its keeper is gone."""
         ...
 
+    def keeper_lost(self, name: str, cause: Cause) -> None:
+        """A node's keeper is gone; the node and its workers live, and another keeper comes."""
+        ...
+
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """A worker is warm."""
+        ...
+
+    def worker_adopted(self, name: str) -> None:
+        """A worker has its node's next keeper."""
         ...
 
     def worker_lost(self, name: str, cause: Cause) -> None:
@@ -133,9 +143,25 @@ class Roster:
                 self.listener.keeper_event(event)
 
     def keeper_failed(self, name: str, error: RayError) -> None:
-        """A node without its keeper is as good as lost: its ranks' state is gone, and nobody watches them."""
-        message = f"node {name} or its keeper is gone: {explain(error).message}"
-        self.listener.node_lost(name, Cause("node_lost", message))
+        """A keeper can't be reached: it is gone, or its node is."""
+        node = self.fleet.nodes.get(name)
+        if node is None:
+            return
+        if not answers(node.raylet):
+            self.node_failed(name, explain(error).message)
+            return
+        lost = node.keeper
+        if node.info is None:
+            self.node_failed(name, "its keeper does not come up")
+            return
+        self._start_keeper(node)
+        cause = Cause("keeper", f"the keeper of node {name} is gone, and another takes over")
+        self.listener.keeper_lost(name, cause)
+        ray.kill(lost)
+
+    def node_failed(self, name: str, message: str) -> None:
+        """A node is gone, or as good as gone."""
+        self.listener.node_lost(name, Cause("node_lost", f"node {name} is gone: {message}"))
         self._welcome()
 
     def _look(self) -> None:
@@ -159,6 +185,12 @@ class Roster:
     def _keeper_up(self, node: Node, info: KeeperInfo) -> None:
         node.info = info
         self._poll(node)
+        for worker in [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None]:
+            self.replies.expect(
+                worker.actor.adopt.remote(node.keeper),
+                lambda _, name=worker.name: self.listener.worker_adopted(name),  # type: ignore[misc]
+                lambda error, name=worker.name: self.suspect(name, explain(error)),  # type: ignore[misc]
+            )
         self._welcome()
 
     def _welcome(self) -> None:
@@ -170,14 +202,15 @@ class Roster:
                 self.listener.nodes_ready(new)
 
     def _poll(self, node: Node) -> None:
+        keeper = node.keeper
         self.replies.expect(
-            node.keeper.poll.remote(node.read, POLL_S),
-            lambda events: self._polled(node, events),
-            lambda error: self.keeper_failed(node.name, error),
+            keeper.poll.remote(node.read, POLL_S),
+            lambda events: self._polled(node, keeper, events),
+            lambda error: self.keeper_failed(node.name, error) if node.keeper is keeper else None,
         )
 
-    def _polled(self, node: Node, events: Any) -> None:
-        if self.fleet.nodes.get(node.name) is node:
+    def _polled(self, node: Node, keeper: Any, events: Any) -> None:
+        if self.fleet.nodes.get(node.name) is node and node.keeper is keeper:
             self.hear(node, events)
             self._poll(node)
 

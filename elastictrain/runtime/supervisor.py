@@ -37,6 +37,7 @@ from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.forming import Forming
 from elastictrain.runtime.live import Live
+from elastictrain.runtime.probe import Probe
 from elastictrain.runtime.protocol import (
     Evaluation,
     FaultAnnounced,
@@ -103,6 +104,8 @@ class Supervisor:
         self._fired = set(start.fired)
         self._broken: tuple[float, Cause] | None = None
         """When a collective broke (unix time) for a reason that has not shown yet, and what it said."""
+        self._probe: Probe | None = None
+        """Asks the nodes of a group whose collective broke whether they are there."""
         self._places: list[str] = []
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._fence_s = 0.0
@@ -157,6 +160,9 @@ class Supervisor:
             if self._grouped:
                 self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
                 self._tell(v.PeersBroken(self._state.generation, cause))
+        if self._probe is not None:
+            for name in self._probe.silent():
+                self._roster.node_failed(name, "nobody answers at its raylet's port")
         for part in (self._fencing, self._forming):
             if part is not None:
                 part.check()
@@ -205,6 +211,21 @@ class Supervisor:
         self._tell(v.NodeLost(name, cause))
         if self._fencing is not None:
             self._fencing.forget_node(name)
+
+    def keeper_lost(self, name: str, cause: Cause) -> None:
+        """See `roster.Listener`."""
+        ranks = self._ranks({w.name for w in self._fleet.workers.values() if w.node == name})
+        if ranks:
+            self._story.fail("keeper_lost", cause, generation=self._failed, ranks=ranks, node=name)
+        else:
+            self._story.warn("node", cause.message)
+        self._tell(v.KeeperLost(name, cause))
+        if self._fencing is not None:
+            self._fencing.forget_node(name)
+
+    def worker_adopted(self, name: str) -> None:
+        """See `roster.Listener`."""
+        self._tell(v.WorkerUp(name))
 
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """See `roster.Listener`."""
@@ -322,6 +343,8 @@ class Supervisor:
     def _note_broken(self, cause: Cause, at: float | None = None) -> None:
         if self._broken is None:
             self._broken = at or time.time(), cause
+            used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
+            self._probe = Probe({name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes})
 
     @property
     def _first_sign(self) -> float | None:
@@ -363,6 +386,9 @@ class Supervisor:
 
     def _fence(self, order: v.Fence) -> None:
         self._broken = None
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
         if self._forming is not None:
             self._forming.over = True
             self._forming = None

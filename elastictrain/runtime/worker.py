@@ -40,17 +40,27 @@ class Worker:
     def __init__(self, worker: str, config: dict[str, Any], keeper: Any, host: str, token: bytes) -> None:
         self._worker, self._host, self._token = worker, host, token
         self._config = TrainConfig.from_dict(config)
-        self._keeper = keeper
-        board, self._commit_at = ray.get(keeper.enlist.remote(worker, os.getpid()))
-        self._board = Board(Arena.open(board).buffer)
-        self._stacks = open(f"/proc/{board.pid}/fd/{board.fd}", "r+b", buffering=0)  # noqa: SIM115 - open for life
-        self._stacks.seek(STACKS_AT)
-        # works whatever holds the interpreter's lock; its user asks once, and then ends the process
-        faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
+        self._board = Board(memoryview(b""))
+        self._enlist(keeper)
         self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._rank: Any = None
         self._fenced = -1
         self._lock = threading.Lock()
+
+    def adopt(self, keeper: Any) -> None:
+        """Another keeper takes over the node; between generations."""
+        self._enlist(keeper)
+        if self._rank is not None:
+            self._rank.adopt(keeper, self._commit_at)
+
+    def _enlist(self, keeper: Any) -> None:
+        self._keeper = keeper
+        board, self._commit_at = ray.get(keeper.enlist.remote(self._worker, os.getpid()))
+        self._board.move(Arena.open(board).buffer)
+        self._stacks = open(f"/proc/{board.pid}/fd/{board.fd}", "r+b", buffering=0)  # noqa: SIM115 - open for life
+        self._stacks.seek(STACKS_AT)
+        # works whatever holds the interpreter's lock; its user asks once, and then ends the process
+        faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
 
     def warm(self, node: str, data_folder: str) -> WorkerInfo:
         """Import everything, build and drop one engine, so that later ones cost milliseconds."""

@@ -109,6 +109,11 @@ class World:
                 self.starting.remove(worker)
         self.tell(v.NodeLost(node, Cause("node_lost", node)))
 
+    def lose_keeper(self, node: str) -> None:
+        there = [w for w, n in self.alive.items() if n == node]
+        self.starting += [w for w in there if w not in self.starting]  # until the next keeper has adopted them
+        self.tell(v.KeeperLost(node, Cause("keeper", node)))
+
 
 policies = st.builds(
     Policy,
@@ -123,7 +128,10 @@ policies = st.builds(
 moves = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
-        st.tuples(st.sampled_from(["kill", "lose", "join", "raise", "broken", "formfail", "stale"]), st.integers(0, 9)),
+        st.tuples(
+            st.sampled_from(["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "stale"]),
+            st.integers(0, 9),
+        ),
     ),
     max_size=120,
 )
@@ -141,6 +149,8 @@ def play(world: World, move: str, pick: int) -> None:
             world.kill(sorted(world.alive)[pick % len(world.alive)])
         case "lose" if nodes:
             world.lose_node(nodes[pick % len(nodes)])
+        case "keeper" if nodes:
+            world.lose_keeper(nodes[pick % len(nodes)])
         case "join":
             world.tell(v.NodesJoined({f"late{pick}": 1 + pick % 3}))
         case "raise" if world.group and world.state.phase == "running":

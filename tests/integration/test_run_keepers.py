@@ -1,0 +1,29 @@
+"""A run whose keeper dies: its node's ranks keep their processes, and the state comes from the buddy's memory.
+
+About 20 s on two cores.
+"""
+
+from __future__ import annotations
+
+from conftest import SharedCluster
+from product import Product, Report, assert_same_training, kill, marked
+
+
+def test_a_keeper_dies(product: Product, shared_cluster: SharedCluster, undisturbed: Report) -> None:
+    running = product.begin("keeper", "train.steps=100000")
+    running.until_step(30)
+    keeper, *_ = [p for p in marked(shared_cluster.mark) if p.name().startswith("ray::Keeper")]
+    kill([keeper])
+    running.until_running(generation=1)
+    running.until_step(60)
+    ended = running.stop()
+    assert ended.code == 130, ended.err
+    report = product.report("keeper")
+    assert_same_training(report, undisturbed)
+    [failure] = report["failures"]
+    assert failure["kind"] == "keeper_lost"
+    assert failure["source"] == "memory"
+    assert failure["lost_steps"] <= 1
+    before, after = report["generations"]
+    assert after["members"] == before["members"]
+    assert after["continuation"] == "bit_exact"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -41,9 +41,17 @@ def newest_complete(found: Iterable[ShardAt], prefer: str = "") -> MemoryState |
     return None
 
 
-def ring(nodes: Iterable[str]) -> dict[str, str]:
-    """Each node's buddy: the next one in name order. A single node has none."""
-    ordered = sorted(set(nodes))
+def ring(zones: Mapping[str, str]) -> dict[str, str]:
+    """Each node's buddy, from node -> zone: in another zone where that can be, and every node is the buddy of one.
+
+    A single node has none. Nodes stand in a ring, zone by zone, the fullest first; the buddy stands as many places on
+    as the fullest zone has nodes. So no node's buddy is in its own zone, unless one zone has more than half of the
+    nodes, and then only as many as must.
+    """
+    size = Counter(zones.values())
+    ordered = sorted(zones, key=lambda node: (-size[zones[node]], zones[node], node))
     if len(ordered) < 2:
         return {}
-    return {node: ordered[(i + 1) % len(ordered)] for i, node in enumerate(ordered)}
+    fullest = size[zones[ordered[0]]]
+    step = max(1, min(fullest, len(ordered) - fullest))
+    return {node: ordered[(i + step) % len(ordered)] for i, node in enumerate(ordered)}

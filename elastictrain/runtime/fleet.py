@@ -23,6 +23,7 @@ from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
 
+ZONE_LABEL = "ray.io/availability-zone"
 BAN_S = 20.0
 """A node that was given up on is left alone for so long: Ray takes up to 15 s to see that a node is dead."""
 
@@ -35,6 +36,8 @@ class Node:
     ray_id: str
     address: str
     slots: int
+    zone: str
+    """Where its machine stands, as far as Ray's labels tell: what fails together."""
     raylet: tuple[str, int]
     """Where its raylet listens."""
     keeper: Any = None
@@ -92,7 +95,8 @@ class Fleet:
                 address = found["NodeManagerAddress"]
                 taken = {node.name for node in [*self.nodes.values(), *new]}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
-                new.append(Node(name, ray_id, address, slots, (address, found["NodeManagerPort"])))
+                zone = (found.get("Labels") or {}).get(ZONE_LABEL, "")
+                new.append(Node(name, ray_id, address, slots, zone, (address, found["NodeManagerPort"])))
         return new, lost
 
     def start_keeper(self, node: Node) -> Any:
@@ -104,7 +108,7 @@ class Fleet:
         ).remote(config.run.name, node.name, config.run.storage, self.token, node.address, config.checkpoint.every)
         self.nodes[node.name] = node
         node.info, node.read = None, 0
-        return node.keeper.describe.remote()
+        return node.keeper.describe.remote(time.time())
 
     def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
         """Start a worker on a node; the reply is its WorkerInfo once it is warm."""
@@ -142,10 +146,10 @@ class Fleet:
         if worker.slot is not None and worker.node in self.nodes:
             self._free_slots[worker.node].append(worker.slot)
 
-    def drop_node(self, name: str) -> None:
-        """Give up on a node and everything on it."""
+    def drop_node(self, name: str, ban_s: float = BAN_S) -> None:
+        """Give up on a node and everything on it, for so many seconds at least."""
         node = self.nodes.pop(name)
-        self.banned[node.ray_id] = time.monotonic() + BAN_S
+        self.banned[node.ray_id] = time.monotonic() + ban_s
         for worker in [w.name for w in self.workers.values() if w.node == name]:
             handle = self.workers.pop(worker)
             ray.kill(handle.actor)

@@ -79,9 +79,10 @@ class Forming:
             self.failed(min(self._waiting), Cause("engine", late))
 
     def _pair_keepers(self) -> None:
+        zones = {name: node.zone for name, node in self.fleet.nodes.items()}
         used = {self.fleet.workers[name].node for name in self.order.workers}
-        spare = [n for n in self.fleet.nodes if n not in used]
-        buddies = ring(used) or ring([*used, *spare[:1]])
+        spare = sorted((n for n in zones if n not in used), key=lambda n: (zones[n] in {zones[u] for u in used}, n))
+        buddies = ring({n: zones[n] for n in used}) or ring({n: zones[n] for n in [*used, *spare[:1]]})
         for name, node in self.fleet.nodes.items():
             buddy = self.fleet.nodes.get(buddies.get(name, ""))
             node.keeper.set_buddy.remote(buddy.info.replica_address if buddy and buddy.info else None)

@@ -24,6 +24,7 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.checkpoint.vault import Vault
 from elastictrain.errors import ElasticTrainError, StaleGenerationError
 from elastictrain.events import Cause
+from elastictrain.runtime import preflight
 from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
 from elastictrain.runtime.mailbox import Mailbox
 from elastictrain.runtime.protocol import (
@@ -60,6 +61,7 @@ class Keeper:
     def __init__(self, run: str, node: str, storage: str, token: bytes, host: str, durable_every: int) -> None:
         self._node, self._token, self._durable_every = node, token, durable_every
         self._vault = Vault(node)
+        self._run = storage, run
         self._store = CheckpointStore(Storage.open(storage).run(run))
         self._mail: Mailbox[KeeperEvent] = Mailbox()
         # Told by both keepers, since a node that is lost takes what it had not told yet with it.
@@ -78,9 +80,10 @@ class Keeper:
         self._links: dict[int, ReplicaClient] = {}
         self._copies: dict[tuple[int, int, int], tuple[memoryview, float]] = {}
 
-    def describe(self) -> KeeperInfo:
-        """Who and where."""
-        return KeeperInfo(self._node, os.getpid(), self._server.address)
+    def describe(self, driver_time: float) -> KeeperInfo:
+        """Who and where, and how the node looks; `driver_time` is the driver's unix time."""
+        found = preflight.look(*self._run, driver_time)
+        return KeeperInfo(self._node, os.getpid(), self._server.address, found)
 
     # ------------------------------------------------------------------------------------------ for the supervisor
 

@@ -13,6 +13,7 @@ from elastictrain.config import Fault
 from elastictrain.events import Cause, Source
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
+from elastictrain.runtime.preflight import Preflight
 from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import LogicalTensor, ShardHeader
 
@@ -104,6 +105,7 @@ class KeeperInfo:
     node: str
     pid: int
     replica_address: tuple[str, int]
+    preflight: Preflight
 
 
 @dataclass(frozen=True, slots=True)

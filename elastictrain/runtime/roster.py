@@ -19,7 +19,7 @@ from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
 from elastictrain.runtime.fleet import Fleet, Node
 from elastictrain.runtime.probe import answers
-from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, WorkerInfo
+from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
 from elastictrain.runtime.replies import Replies
 
 POLL_S = 2.0
@@ -31,6 +31,8 @@ WATCH_EVERY_S = 0.5
 SUSPICION_S = 0.5
 """How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
 START_TIMEOUT_S = 300.0
+REFUSED_S = 600.0
+"""A node that fails its preflight is looked at again after so long."""
 
 NumberedEvents = Iterable[tuple[int, KeeperEvent]]
 
@@ -183,6 +185,13 @@ class Roster:
         )
 
     def _keeper_up(self, node: Node, info: KeeperInfo) -> None:
+        for problem in info.preflight.warn:
+            self.listener.keeper_event(KeeperTrouble("node", f"node {node.name}: {problem}"))
+        if info.preflight.refuse:
+            self.fleet.drop_node(node.name, REFUSED_S)
+            self.listener.node_lost(node.name, Cause("preflight", f"node {node.name}: {info.preflight.refuse[0]}"))
+            self._welcome()
+            return
         node.info = info
         self._poll(node)
         for worker in [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None]:

@@ -336,5 +336,15 @@ def test_the_newest_complete_state_is_chosen(found: list[ShardAt]) -> None:
 
 
 def test_buddies_are_other_nodes() -> None:
-    assert ring(["a"]) == {}
-    assert ring(["b", "a", "c"]) == {"a": "b", "b": "c", "c": "a"}
+    assert ring({"a": ""}) == {}
+    assert ring({"b": "", "a": "", "c": ""}) == {"a": "b", "b": "c", "c": "a"}
+
+
+@given(st.dictionaries(st.text("abcdef", min_size=1), st.sampled_from(["", "x", "y", "z"]), min_size=2, max_size=12))
+def test_buddies_are_in_other_zones_where_that_can_be(zones: dict[str, str]) -> None:
+    buddies = ring(zones)
+    assert sorted(buddies) == sorted(buddies.values()) == sorted(zones)
+    assert all(node != buddy for node, buddy in buddies.items())
+    fullest = max(Counter(zones.values()).values())
+    together = sum(zones[node] == zones[buddy] for node, buddy in buddies.items())
+    assert together == max(0, 2 * fullest - len(zones))

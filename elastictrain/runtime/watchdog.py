@@ -7,7 +7,7 @@ one late message blames nobody.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from elastictrain.control.suspicion import Hang, RankAt, Straggler, find_hang, find_straggler, patience_s
 from elastictrain.runtime.board import Progress
@@ -57,9 +57,9 @@ class Watchdog:
         self._last = hang, places
         return hang if again else None
 
-    def straggler(self, own_s: Mapping[int, Sequence[float]]) -> Straggler | None:
+    def straggler(self, own_s: Mapping[int, Iterable[float]]) -> Straggler | None:
         """A rank found slow, once a generation."""
-        found = find_straggler(own_s)
+        found = find_straggler({rank: list(steps) for rank, steps in own_s.items()})
         if found is None or found.rank in self._named:
             return None
         self._named.add(found.rank)

@@ -108,21 +108,25 @@ class ElasticTrainer:
         check_inputs(self.config)
         self._home = RunHome(self.config)
         with _stopping() as self._stop, self._home.locked():
-            earlier = read_journal(self._home.folder)
-            self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
-            if _is_complete(earlier, self.config.train.steps):
-                return self._result(earlier, self._deliver_rest())
-            _refuse_fewer_steps(earlier, self.config.train.steps)
-            return self._attempt(earlier)
+            return self._complete_already() or self._attempt()
 
-    def _attempt(self, earlier: list[Event]) -> Result:
+    def _complete_already(self) -> Result | None:
+        earlier = read_journal(self._home.folder)
+        self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
+        if _is_complete(earlier, self.config.train.steps):
+            return self._result(earlier, self._deliver_rest())
+        _refuse_fewer_steps(earlier, self.config.train.steps)
+        return None
+
+    def _attempt(self) -> Result:
         config, home = self.config, self._home
         attempt = next_attempt(home.folder)
         journal = Journal(home.folder, attempt)
-        told = list(earlier)
+        ended = False
 
         def emit(event: Event) -> None:
-            told.append(event)
+            nonlocal ended
+            ended = ended or isinstance(event, RunEnded)
             journal.append(event)
             home.mirror(journal)
             if self._progress is not None:
@@ -134,9 +138,7 @@ class ElasticTrainer:
                 self._progress.on_status(status)
 
         begun_at = time.time()
-        live = Live(config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
-        if earlier:
-            live.resume(goodput(earlier).seconds["compute"], build_report(earlier)["lost_steps"])
+        live = self._live(attempt, begun_at, show)
         emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
         live.publish(None, None, {}, force=True)
         run_id = None
@@ -146,7 +148,7 @@ class ElasticTrainer:
                 live.publish(None, None, {}, force=True)
                 tracker = start_tracker(config, home, attempt)
                 try:
-                    end = self._train(earlier, emit, live, tracker)
+                    end = self._train(emit, live, tracker)
                 except BaseException as error:
                     self._end(_end_of(error), live, emit)
                     raise
@@ -155,18 +157,25 @@ class ElasticTrainer:
                 finally:
                     run_id = self._flush(tracker, emit)
         except BaseException as error:
-            if not any(isinstance(e, RunEnded) for e in told[len(earlier) :]):
+            if not ended:
                 self._end(_end_of(error), live, emit)
             raise
         finally:
-            self._write_report(told, emit)
+            self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
             home.mirror(journal, force=True)
             journal.close()
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
-        return self._result(told, run_id)
+        return self._result([*read_journal(home.folder), *journal.unwritten], run_id)
 
-    def _train(self, earlier: list[Event], emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
+    def _live(self, attempt: int, begun_at: float, show: Callable[[Status], None]) -> Live:
+        earlier = read_journal(self._home.folder)
+        live = Live(self.config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
+        if earlier:
+            live.resume(goodput(earlier).seconds["compute"], build_report(earlier)["lost_steps"])
+        return live
+
+    def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
         config = self.config
         store = CheckpointStore(self._home.storage)
         live.status = "preparing"
@@ -187,7 +196,7 @@ class ElasticTrainer:
         if config.model.kind == "huggingface":
             build_workload(config, manifest.vocab_size)  # what is wrong with the folder is told before a worker starts
         live.status = "starting"
-        start = self._start_point(earlier, store, emit, tracker)
+        start = self._start_point(live.attempt, store, emit, tracker)
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
@@ -211,12 +220,13 @@ class ElasticTrainer:
             fleet.close()
 
     def _start_point(
-        self, earlier: list[Event], store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
+        self, attempt: int, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
     ) -> StartPoint:
+        earlier = read_journal(self._home.folder)  # read where it is needed: nobody holds a month's events meanwhile
         generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
         fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
         found = None
-        if earlier:
+        if attempt > 1:
             recorded = ray.get(tracker.recorded.remote())
             found = newest_usable(earlier, recorded, store, emit)
         if found is None:

@@ -24,7 +24,7 @@ class Live:
     def __init__(
         self, config: TrainConfig, attempt: int, step: int, started_at: float, show: Callable[[Status], None]
     ) -> None:
-        self._config, self._attempt, self._show = config, attempt, show
+        self._config, self.attempt, self._show = config, attempt, show
         self._started_at = started_at
         self.status: RunState = "starting"
         self.message = ""
@@ -91,7 +91,7 @@ class Live:
             Status(
                 run=self._config.run.name,
                 status=self.status,
-                attempt=self._attempt,
+                attempt=self.attempt,
                 step=self.step,
                 steps=self._config.train.steps,
                 world_size=self._world_size,

@@ -52,6 +52,8 @@ class Journal:
                 f"folder that is writable."
             ) from error
         self._pending = b""
+        self.unwritten: list[Event] = []
+        """Events that are in memory only, whole or in part."""
         self._mirrored = -1
         self.problem = ""
         """Why the newest lines are in memory only; empty when all are written."""
@@ -59,6 +61,7 @@ class Journal:
     def append(self, event: Event) -> None:
         """Write the event, and whatever an earlier append could not; never raises for a disk that is full or gone."""
         self._pending += dumps(encode(event)).encode() + b"\n"
+        self.unwritten.append(event)
         self.flush()
 
     def flush(self) -> bool:
@@ -70,6 +73,7 @@ class Journal:
             self.problem = f"can't write {self.path}: {error.strerror}; {len(self._pending)} bytes wait in memory"
             return False
         self.problem = ""
+        self.unwritten.clear()
         return True
 
     def mirror(self, storage_write: Callable[[str, bytes], None]) -> None:

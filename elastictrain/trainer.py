@@ -144,6 +144,7 @@ class ElasticTrainer:
         run_id = None
         try:
             with connected(config) as cluster:
+                self._stop.install()
                 live.message = f"cluster {cluster}"
                 live.publish(None, None, {}, force=True)
                 tracker = start_tracker(config, home, attempt)
@@ -348,32 +349,38 @@ def check_inputs(config: TrainConfig) -> None:
     check_model_folder(config)
 
 
-@dataclass
 class _Stop:
-    told: Callable[[str], None] | None = None
-    """Takes the reason of a stop; None while nothing is trained yet: then a stop just ends the attempt."""
+    """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.told: Callable[[str], None] | None = None
+        """Takes the reason of a stop; None while nothing is trained yet: then a stop just ends the attempt."""
+
+    def install(self) -> None:
+        """Take the signals, again whenever others may have taken them, as Ray does when it starts."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: Any) -> None:
+        reason = f"{signal.Signals(number).name} received"
+        if self.told is None:
+            raise KeyboardInterrupt(reason)
+        self.told(reason)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
 def _stopping() -> Iterator[_Stop]:
-    """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
     stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, _: Any) -> None:
-        if stop.told is None:
-            raise KeyboardInterrupt(f"{signal.Signals(number).name} received")
-        stop.told(f"{signal.Signals(number).name} received")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop.install()
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _is_complete(events: list[Event], steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, a CPU each, for whichever peer is measured; and jobs that end when told to.
+"""Ray nodes on this machine, a CPU each, for whichever peer is measured; and jobs that end when told to.
 
 The nodes have addresses of their own (127.0.0.11 and up), so that an embedded cluster can run beside them, and a token
 of their own. Starting them takes 5 to 10 s. Everything ends with the block, however that ends.
@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FIRST_HOST = 11
-OBJECT_STORE_BYTES = 150 * 2**20
+NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 STOP_TIMEOUT_S = 60.0
 _SHOWN_LINES = 30
 
@@ -26,6 +27,26 @@ _SHOWN_LINES = 30
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[str]:
     """Gives the cluster's address; `folder` takes Ray's files, and the environment the token for child processes."""
+    with local_nodes(folder, 2) as nodes:
+        yield str(nodes.cluster.address)
+
+
+@dataclass
+class Nodes:
+    """A local cluster to which nodes can be added."""
+
+    cluster: Any
+    num_added: int = 0
+
+    def add(self) -> Any:
+        """One more node, at the next address."""
+        self.num_added += 1
+        return self.cluster.add_node(**NODE, node_ip_address=_host(self.num_added))
+
+
+@contextmanager
+def local_nodes(folder: Path, count: int) -> Iterator[Nodes]:
+    """So many nodes, the head among them."""
     os.environ |= {
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,15 +59,16 @@ def two_nodes(folder: Path) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     (folder / "ray").mkdir()
-    node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
     # without a dashboard Ray claims its port all the same
     head = {"temp_dir": str(folder / "ray"), "include_dashboard": False, "dashboard_port": _free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **head, "node_ip_address": _host(0)})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
     try:
-        cluster.add_node(**node, node_ip_address=_host(1))
+        nodes = Nodes(cluster)
+        for _ in range(count - 1):
+            nodes.add()
         # each node has set a handler of Ray's, which drains it for half a minute
         end_on_sigterm()
-        yield str(cluster.address)
+        yield nodes
     finally:
         cluster.shutdown()
 

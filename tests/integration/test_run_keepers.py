@@ -5,11 +5,12 @@ About 20 s on two cores.
 
 from __future__ import annotations
 
-from conftest import SharedCluster
+from typing import Any
+
 from product import Product, Report, assert_same_training, kill, marked
 
 
-def test_a_keeper_dies(product: Product, shared_cluster: SharedCluster, undisturbed: Report) -> None:
+def test_a_keeper_dies(product: Product, shared_cluster: Any, undisturbed: Report) -> None:
     running = product.begin("keeper", "train.steps=100000")
     running.until_step(30)
     keeper, *_ = [p for p in marked(shared_cluster.mark) if p.name().startswith("ray::Keeper")]

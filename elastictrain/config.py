@@ -188,8 +188,9 @@ class ClusterSection(_Section):
 class SnapshotSection(_Section):
     """Copies of the training state in host memory."""
 
-    every: int = Field(default=1, ge=1)
-    """Steps between snapshots; a failure costs at most so many."""
+    every: int | None = Field(default=None, ge=1)
+    """Steps between snapshots; a failure costs at most so many. None: each step, or as often as training waits less
+    than 1 % of its time for them."""
 
 
 class CheckpointSection(_Section):

@@ -34,7 +34,6 @@ from elastictrain.errors import PeerLostError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _POLL_S = 0.005
-_PAUSE = "pause"
 
 
 class Rendezvous:
@@ -84,6 +83,7 @@ class RankGroup:
         self._held: dict[tuple[Address, Address], socket.socket] = {}
         self._lock = threading.Lock()
         self._shared: Store | None = None
+        self._num_announced = self._num_heard = 0
         self._backend = ""
         self._forming = False
         self._aborted = False
@@ -115,15 +115,24 @@ class RankGroup:
         finally:
             self._forming = False
 
-    def announce_pause(self) -> None:
-        """Tell all ranks; whoever then waits for this rank in a collective sees it afterwards."""
+    def announce(self, news: str) -> None:
+        """Tell all ranks; whoever then waits for this rank in a collective hears it afterwards. For rank 0 only."""
         with peer_loss_named():
-            self._joined_store().set(_PAUSE, "")
+            self._joined_store().set(f"news/{self._num_announced}", news)
+        self._num_announced += 1
 
-    def pause_announced(self) -> bool:
-        """Whether a rank has announced a pause. Costs a message to the rendezvous and back, about 50 us on one node."""
+    def news(self) -> list[str]:
+        """What was announced since the last call: the same to all ranks, when they ask after the same collective.
+
+        Costs a message to the rendezvous and back, about 50 us on one node.
+        """
+        found: list[str] = []
         with peer_loss_named():
-            return bool(self._joined_store().check([_PAUSE]))
+            store = self._joined_store()
+            while store.check([f"news/{self._num_heard}"]):
+                found.append(store.get(f"news/{self._num_heard}").decode())
+                self._num_heard += 1
+        return found
 
     def _joined_store(self) -> Store:
         if self._shared is None:

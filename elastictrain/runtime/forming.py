@@ -35,6 +35,7 @@ class Forming:
     restore: RestoreFrom
     fired: frozenset[int]
     """Planned faults that have struck already."""
+    snapshot_every: int
     formed: Callable[[Forming], None]
     failed: Callable[[str | None, Cause], None]
     suspect: Callable[[str, Cause], None]
@@ -64,7 +65,7 @@ class Forming:
         )
         restore = ray.put(self.restore)
         for rank, handle in enumerate(handles):
-            part = FormOrder(order.generation, rank, self.layout, rendezvous, faults)
+            part = FormOrder(order.generation, rank, self.layout, rendezvous, faults, self.snapshot_every)
             self.replies.expect(
                 handle.actor.form.remote(part, restore),
                 lambda reply, name=handle.name: self._joined(name, reply),  # type: ignore[misc]

@@ -162,6 +162,8 @@ class FormOrder:
     layout: Layout
     rendezvous: str
     faults: tuple[tuple[int, Fault], ...]
+    snapshot_every: int
+    """Steps between snapshots, to begin with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,13 @@ from elastictrain.runtime.protocol import (
 from elastictrain.storage import Storage
 from elastictrain.workloads import build_workload
 
+PAUSE = "pause"
 TIDY_AFTER_STEPS = 5
 """What an engine of an earlier generation left behind is collected when training runs again, not while it waits."""
 
 
 class RankProgram:
-    """One process's part in the run, over all generations. `abort` and `pause` may be called from other threads."""
+    """One process's part in the run, over all generations. `abort` and `order` may be called from other threads."""
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class RankProgram:
         self._line: ReplicaClient | None = None
         self._unsaid: list[StepRecord] = []
         self._aborted = False
-        self._pause_asked = False
+        self._orders: deque[str] = deque()
+        self._snapshot_every = 1
 
     def adopt(self, keeper: Any, commit_at: Address) -> None:
         """Commit to another keeper from the next generation on."""
@@ -90,7 +93,9 @@ class RankProgram:
 
     def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
         """Join the group, build the engine, load the state, prepare the stream and the snapshot buffers."""
-        self._aborted = self._pause_asked = False
+        self._aborted = False
+        self._orders.clear()
+        self._snapshot_every = order.snapshot_every
         self._order_of, self._first_step = order, restore.step + 1
         self._board.write(order.generation, restore.step, "forming")
         clock = _Clock()
@@ -138,8 +143,8 @@ class RankProgram:
         while step < config.train.steps and not paused:
             step += 1
             self._unsaid.append(self._step(step, engine, stream, snapshots))
-            paused = group.pause_announced()
-            due = step % config.snapshot.every == 0 or step % config.checkpoint.every == 0
+            paused = self._hear(group)
+            due = step % self._snapshot_every == 0 or step % config.checkpoint.every == 0
             if due or paused or step == config.train.steps:
                 self._snapshot(step, engine, snapshots)
             if step == tidy_at:
@@ -173,9 +178,9 @@ class RankProgram:
             nonlocal stall_s
             self._board.write(generation, step, "waiting")
             stall_s += snapshots.wait()
-            if self._pause_asked and self._group is not None:
-                # No rank ends this step without rank 0, which comes here first: all hear of it, after the same step.
-                self._group.announce_pause()
+            # No rank ends this step without rank 0, which comes here first: all hear of it, after the same step.
+            while self._orders and self._group is not None:
+                self._group.announce(self._orders.popleft())
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(
@@ -208,10 +213,23 @@ class RankProgram:
         snapshots.begin(step, engine.export_into, engine.scalars(), pack_records(self._unsaid))
         self._unsaid = []
 
-    def pause(self, generation: int) -> None:
-        """Announce a pause to all ranks in the next update; for rank 0, which all of them wait for in each step."""
+    def order(self, generation: int, news: str) -> None:
+        """Announce `pause`, or a new `snapshot_every`, to all ranks in the next update.
+
+        For rank 0, which all of them wait for in each step.
+        """
         if self._order_of.generation == generation:
-            self._pause_asked = True
+            self._orders.append(news)
+
+    def _hear(self, group: RankGroup) -> bool:
+        """Follow what rank 0 has announced; whether that is a pause."""
+        paused = False
+        for news in group.news():
+            if news == PAUSE:
+                paused = True
+            else:
+                self._snapshot_every = int(news)
+        return paused
 
     # ----------------------------------------------------------------------------------------------------- leaving
 

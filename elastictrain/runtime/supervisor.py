@@ -16,6 +16,7 @@ import ray
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
+from elastictrain.control.interval import SnapshotInterval
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.state import Policy, State
 from elastictrain.control.suspicion import Hang
@@ -110,6 +111,7 @@ class Supervisor:
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
+        self._interval = SnapshotInterval(config.snapshot.every)
         self._watchdog = Watchdog(config.elastic.hang_patience_s)
         self._accused: set[str] = set()
         """Workers that are being ended because they hang."""
@@ -324,6 +326,8 @@ class Supervisor:
             if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
                 self._make_durable(event.step, event.generation, self._places)
             self._watchdog.step(event.finished_at - event.begun_at)
+            if self._interval.step(event.finished_at - event.begun_at, event.snapshot_stall_s):
+                self._order(event.generation, str(self._interval.every))
             self._tell(v.StepDone(event.generation, event.step))
         if steps and self._state.phase == "running":
             self._name_straggler()
@@ -377,12 +381,15 @@ class Supervisor:
             case v.Form():
                 self._form(action)
             case v.Pause(generation):
-                self._fleet.workers[self._state.members[0]].actor.pause.remote(generation)
+                self._order(generation, "pause")
             case v.Warn(topic, message):
                 self._live.message = message
                 self._story.warn(topic, message)
             case v.End():
                 self._end = action
+
+    def _order(self, generation: int, news: str) -> None:
+        self._fleet.workers[self._state.members[0]].actor.order.remote(generation, news)
 
     def _fence(self, order: v.Fence) -> None:
         self._broken = None
@@ -448,6 +455,7 @@ class Supervisor:
             replies=self._replies,
             restore=self._story.restored,
             fired=frozenset(self._fired),
+            snapshot_every=self._interval.every,
             formed=self._formed,
             failed=self._form_failed,
             suspect=self._roster.suspect,

@@ -116,10 +116,10 @@ class Worker:
             self._rank.abort()
             self._training.submit(self._rank.leave).result()
 
-    def pause(self, generation: int) -> None:
-        """Have all ranks of this generation stop after the same step; for rank 0."""
+    def order(self, generation: int, news: str) -> None:
+        """Have all ranks of this generation hear this after the same step; for rank 0. See RankProgram.order."""
         if self._rank is not None:
-            self._rank.pause(generation)
+            self._rank.order(generation, news)
 
     def evaluate(self, storage: str, step: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
+import torch
+import torch.distributed as dist
 from ranks import PATIENCE_S, Rank, Team, run_team, team
 from training import NUM_MICRO_BATCHES, train, train_config, workload
 
@@ -159,6 +161,28 @@ def test_abort_ends_the_wait_for_a_rank_that_never_comes() -> None:
         told_at = time.monotonic()
         members.tell(0, "abort")
         assert members.result(0) - told_at < 5.0
+
+
+def hear_news(me: Rank) -> list[tuple[int, list[str]]]:
+    """Rank 0 announces before a collective, as fast or slow as it comes there; all ask after it."""
+    group = me.group(0, (0, 1, 2))
+    group.form()
+    heard = []
+    for step in range(60):
+        if me.index == 0:
+            time.sleep(0.002 * (step % 3))
+            for number in range(step % 4 - 1):
+                group.announce(f"{step}.{number}")
+        dist.all_reduce(torch.ones(1))
+        heard.append((step, group.news()))
+    group.close()
+    return heard
+
+
+def test_all_ranks_hear_news_after_the_same_step() -> None:
+    heard = run_team(3, hear_news)
+    assert heard[0] == heard[1] == heard[2]
+    assert heard[0][:4] == [(0, []), (1, []), (2, ["2.0"]), (3, ["3.0", "3.1"])]
 
 
 def test_a_dead_rendezvous_is_told_at_once() -> None:

@@ -83,7 +83,6 @@ class RankGroup:
         self._held: dict[tuple[Address, Address], socket.socket] = {}
         self._lock = threading.Lock()
         self._shared: Store | None = None
-        self._num_announced = self._num_heard = 0
         self._backend = ""
         self._forming = False
         self._aborted = False
@@ -115,24 +114,22 @@ class RankGroup:
         finally:
             self._forming = False
 
-    def announce(self, news: str) -> None:
-        """Tell all ranks; whoever then waits for this rank in a collective hears it afterwards. For rank 0 only."""
-        with peer_loss_named():
-            self._joined_store().set(f"news/{self._num_announced}", news)
-        self._num_announced += 1
+    def announce(self, step: int, news: str) -> None:
+        """Tell all ranks, before a collective of this step; who has done that collective with this rank hears it.
 
-    def news(self) -> list[str]:
-        """What was announced since the last call: the same to all ranks, when they ask after the same collective.
+        Once a step, from one rank.
+        """
+        with peer_loss_named():
+            self._joined_store().set(f"news/{step}", news)
+
+    def news(self, step: int) -> str:
+        """What was announced for this step, else "": the same to all ranks after that collective.
 
         Costs a message to the rendezvous and back, about 50 us on one node.
         """
-        found: list[str] = []
         with peer_loss_named():
-            store = self._joined_store()
-            while store.check([f"news/{self._num_heard}"]):
-                found.append(store.get(f"news/{self._num_heard}").decode())
-                self._num_heard += 1
-        return found
+            store, key = self._joined_store(), f"news/{step}"
+            return store.get(key).decode() if store.check([key]) else ""
 
     def _joined_store(self) -> Store:
         if self._shared is None:

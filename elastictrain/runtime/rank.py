@@ -143,7 +143,7 @@ class RankProgram:
         while step < config.train.steps and not paused:
             step += 1
             self._unsaid.append(self._step(step, engine, stream, snapshots))
-            paused = self._hear(group)
+            paused = self._hear(group.news(step))
             due = step % self._snapshot_every == 0 or step % config.checkpoint.every == 0
             if due or paused or step == config.train.steps:
                 self._snapshot(step, engine, snapshots)
@@ -158,9 +158,7 @@ class RankProgram:
         begun_at, blocked_s = time.time(), self._board.blocked_s
         self._board.write(generation, step, "data")
         batches = next(stream)
-        stall_s = 0.0
-
-        num_backward = 0
+        stall_s, announced, num_backward = 0.0, False, 0
 
         def on_phase(phase: Phase) -> None:
             nonlocal num_backward
@@ -175,12 +173,13 @@ class RankProgram:
                 before_update()
 
         def before_update() -> None:
-            nonlocal stall_s
+            nonlocal stall_s, announced
             self._board.write(generation, step, "waiting")
             stall_s += snapshots.wait()
-            # No rank ends this step without rank 0, which comes here first: all hear of it, after the same step.
-            while self._orders and self._group is not None:
-                self._group.announce(self._orders.popleft())
+            if self._orders and not announced and self._group is not None:
+                # no rank ends this step without rank 0, which comes here first: all hear of it after the same step
+                self._group.announce(step, self._take_orders())
+            announced = True
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(
@@ -221,15 +220,16 @@ class RankProgram:
         if self._order_of.generation == generation:
             self._orders.append(news)
 
-    def _hear(self, group: RankGroup) -> bool:
+    def _take_orders(self) -> str:
+        taken = [self._orders.popleft() for _ in range(len(self._orders))]
+        return " ".join(taken)
+
+    def _hear(self, news: str) -> bool:
         """Follow what rank 0 has announced; whether that is a pause."""
-        paused = False
-        for news in group.news():
-            if news == PAUSE:
-                paused = True
-            else:
-                self._snapshot_every = int(news)
-        return paused
+        for order in news.split():
+            if order != PAUSE:
+                self._snapshot_every = int(order)
+        return PAUSE in news.split()
 
     # ----------------------------------------------------------------------------------------------------- leaving
 

@@ -36,6 +36,7 @@ from elastictrain.errors import ElasticTrainError, InfrastructureError, RunConfl
 from elastictrain.events import (
     Cause,
     CheckpointRejected,
+    CheckpointRemoved,
     DataReady,
     Evaluated,
     Event,
@@ -338,8 +339,13 @@ def newest_usable(
     found = store.newest_verified(recorded, reject, partial(doubt, earlier))
     for step in rejected:
         store.set_aside(step)
-    if found is not None and found.step not in recorded:
+    if found is None:
+        return None
+    if found.step not in recorded:
         emit(as_written(found, time.time()))
+    for step in sorted(recorded.keys() - store.steps()):
+        if step < found.step:  # removed, by a process that did not live to tell
+            emit(CheckpointRemoved(time.time(), step, store.uri(step)))
     return found
 
 

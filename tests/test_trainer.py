@@ -12,6 +12,7 @@ from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.errors import CheckpointError
 from elastictrain.events import (
     CheckpointRejected,
+    CheckpointRemoved,
     CheckpointWritten,
     Event,
     GenerationStarted,
@@ -79,6 +80,16 @@ def test_one_of_other_losses_is_set_aside_and_not_deleted(store: CheckpointStore
     assert store.list() == [told]
     files = sorted(path.name for path in Path(foreign.uri).iterdir())
     assert files == ["manifest.rejected.json", "shard-00000-of-00001.safetensors"]
+
+
+def test_a_removal_that_nobody_lived_to_tell_of_is_told(store: CheckpointStore, write: Write) -> None:
+    removed, told = write(1), write(3)
+    store.discard(1)
+    emitted: list[Event] = []
+    assert newest_usable(journal(removed, told), {1: removed.sha256, 3: told.sha256}, store, emitted.append) == told
+    [event] = emitted
+    assert isinstance(event, CheckpointRemoved)
+    assert (event.step, event.uri) == (1, removed.uri)
 
 
 def test_without_mlflow_the_journal_decides(store: CheckpointStore, write: Write) -> None:

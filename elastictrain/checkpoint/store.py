@@ -92,7 +92,7 @@ class CheckpointStore:
     def scan(self) -> list[StoredCheckpoint | Incomplete]:
         """Everything under checkpoints/, newest first."""
         found: list[StoredCheckpoint | Incomplete] = []
-        for step in sorted(self._steps(), reverse=True):
+        for step in sorted(self.steps(), reverse=True):
             try:
                 found.append(self._read(step))
             except CheckpointError as error:
@@ -138,7 +138,7 @@ class CheckpointStore:
         checkpoints and none can be used: to start afresh then is for people to decide.
         """
         problems: list[str] = []
-        for step in sorted(self._steps() | set(expected), reverse=True):
+        for step in sorted(self.steps() | set(expected), reverse=True):
             if step not in expected and not self._is_completed(step):
                 on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
                 continue
@@ -182,7 +182,7 @@ class CheckpointStore:
     def prune(self, keep_last: int) -> tuple[int, ...]:
         """Delete all but the newest `keep_last` checkpoints, and unfinished ones older than the newest; their steps."""
         complete = [stored.step for stored in self.list()]
-        unfinished = self._steps() - set(complete)
+        unfinished = self.steps() - set(complete)
         removed = complete[keep_last:] + [step for step in unfinished if complete and step < complete[0]]
         for step in sorted(removed):
             self.discard(step)
@@ -219,7 +219,8 @@ class CheckpointStore:
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
-    def _steps(self) -> set[int]:
+    def steps(self) -> set[int]:
+        """Steps of which there is anything, whole or not."""
         matches = (_FOLDER.fullmatch(name) for name in self._storage.list(_ROOT))
         return {int(match[1]) for match in matches if match}
 

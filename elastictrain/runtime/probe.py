@@ -37,6 +37,11 @@ class Probe:
         done = [future for future in self._waiting if future.done()]
         return [name for future in done if (name := self._waiting.pop(future)) and not future.result()]
 
+    @property
+    def done(self) -> bool:
+        """Whether all have been asked and told."""
+        return not self._waiting
+
     def close(self) -> None:
         """Forget about the rest."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -18,7 +18,7 @@ from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
 from elastictrain.runtime.fleet import Fleet, Node
-from elastictrain.runtime.probe import answers
+from elastictrain.runtime.probe import Probe, answers
 from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
 from elastictrain.runtime.replies import Replies
 
@@ -28,6 +28,10 @@ LOOK_EVERY_S = 1.0
 """How often Ray is asked for its nodes."""
 WATCH_EVERY_S = 0.5
 """How often keepers are asked where their ranks are."""
+SILENT_NODE_S = 4.0
+"""A keeper that answers nothing for so long has its node asked whether it is there."""
+SILENT_KEEPER_S = 20.0
+"""A keeper that answers nothing for so long on a node that is there is replaced."""
 SUSPICION_S = 0.5
 """How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
 START_TIMEOUT_S = 300.0
@@ -87,6 +91,12 @@ class Roster:
     _starting: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
     _watched: float = 0.0
+    _heard: dict[str, float] = field(default_factory=dict)
+    """When each node's keeper answered last."""
+    _asked: set[Any] = field(default_factory=set)
+    """Keepers whose answer is awaited."""
+    _listened: float = 0.0
+    _probe: Probe | None = None
 
     def check(self) -> None:
         """Look for nodes when it is time, and give up on whoever was silent for too long."""
@@ -103,9 +113,8 @@ class Roster:
             self._look()
         if now > self._watched + WATCH_EVERY_S:
             self._watched = now
-            for node in self.fleet.nodes.values():
-                if node.info is not None:
-                    self.replies.expect(node.keeper.progress.remote(), self._hear_progress, lambda _: None)
+            self._ask_for_progress()
+            self._look_for_silence(now)
 
     def start(self, name: str, node: str, reserved: bool, data_folder: str) -> None:
         """Start a worker."""
@@ -152,13 +161,17 @@ class Roster:
         if not answers(node.raylet):
             self.node_failed(name, explain(error).message)
             return
-        lost = node.keeper
         if node.info is None:
             self.node_failed(name, "its keeper does not come up")
             return
+        self.replace_keeper(node)
+
+    def replace_keeper(self, node: Node) -> None:
+        """Start another keeper on a node that lives; its workers stay."""
+        lost = node.keeper
         self._start_keeper(node)
-        cause = Cause("keeper", f"the keeper of node {name} is gone, and another takes over")
-        self.listener.keeper_lost(name, cause)
+        cause = Cause("keeper", f"the keeper of node {node.name} is gone, and another takes over")
+        self.listener.keeper_lost(node.name, cause)
         ray.kill(lost)
 
     def node_failed(self, name: str, message: str) -> None:
@@ -173,9 +186,38 @@ class Roster:
         for node in new:
             self._start_keeper(node)
 
-    def _hear_progress(self, found: dict[str, Progress]) -> None:
+    def _ask_for_progress(self) -> None:
+        for node in self.fleet.nodes.values():
+            if node.info is not None and node.keeper not in self._asked:
+                self._asked.add(node.keeper)
+                self.replies.expect(
+                    node.keeper.progress.remote(),
+                    lambda found, node=node, keeper=node.keeper: self._hear_progress(node.name, keeper, found),  # type: ignore[misc]
+                    lambda _, keeper=node.keeper: self._asked.discard(keeper),  # type: ignore[misc]
+                )
+
+    def _hear_progress(self, name: str, keeper: Any, found: dict[str, Progress]) -> None:
+        self._asked.discard(keeper)
+        self._heard[name] = time.monotonic()
         self.progress.update(found)
         self.listener.progress_told()
+
+    def _look_for_silence(self, now: float) -> None:
+        """A node that is cut off breaks no connection: it just says nothing any more."""
+        listened, self._listened = now - self._listened < SILENT_NODE_S / 2, now
+        if not listened:  # this process was busy with something else, or stopped: nobody is to blame
+            self._heard = dict.fromkeys(self.fleet.nodes, now)
+        if self._probe is not None:
+            for name in self._probe.silent():
+                self.node_failed(name, f"it has answered nothing for {SILENT_NODE_S:.0f} s")
+        silent = {
+            name: now - self._heard.get(name, now) for name, node in self.fleet.nodes.items() if node.info is not None
+        }
+        asked = {name: self.fleet.nodes[name].raylet for name, s in silent.items() if s > SILENT_NODE_S}
+        if asked and (self._probe is None or self._probe.done):
+            self._probe = Probe(asked)
+        for name in [name for name, s in silent.items() if s > SILENT_KEEPER_S]:
+            self.replace_keeper(self.fleet.nodes[name])
 
     def _start_keeper(self, node: Node) -> None:
         self.replies.expect(
@@ -193,6 +235,7 @@ class Roster:
             self._welcome()
             return
         node.info = info
+        self._heard[node.name] = time.monotonic()
         self._poll(node)
         for worker in [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None]:
             self.replies.expect(

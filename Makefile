@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check clean
+.PHONY: help train test check soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,9 @@ check: $(INSTALLED) ## Lint, formatting, types, and which module may import whic
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+soak: $(INSTALLED) ## Hundreds of faults in one run, against the losses of an undisturbed one; half an hour
+	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
 clean: ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,9 +18,11 @@ import pytest
 import ray
 
 from elastictrain.config import TrainConfig
+from elastictrain.data.corpus import find_documents
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.prepare import Prepared, prepare
 from elastictrain.data.shards import TokenShards
+from elastictrain.data.spans import read
 from elastictrain.errors import DataError, InfrastructureError
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -68,7 +70,9 @@ def test_text_becomes_samples(prepared: Prepared) -> None:
     assert prepared.num_made == len(manifest.train) + len(manifest.validation) == 5
     shards = TokenShards(manifest)
     text = manifest.tokenizer().decode(shards.read(range(len(shards)))[:, 1:].flatten().tolist())
-    assert "def message_from_string(s, *args, **kws):" in text
+    parts = [read(span).decode() for span in find_documents(config().data).train if span.num_bytes < 20_000]
+    assert parts
+    assert sum(part[: part.rindex("\n")] in text for part in parts) >= len(parts) - 5  # a shard's last tokens are cut
     assert manifest.num_documents == len(
         [p for p in (STDLIB / "email").rglob("*") if p.suffix in (".py", ".rst") and p.stat().st_size]
     )

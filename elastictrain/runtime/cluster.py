@@ -18,6 +18,8 @@ from elastictrain.errors import InfrastructureError
 from elastictrain.runtime import local_cluster
 
 _REACH_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 120.0
+"""An embedded cluster ends in 2 s; one that is just starting does so first."""
 
 
 @contextmanager
@@ -68,18 +70,24 @@ def _embedded(config: TrainConfig) -> Iterator[str]:
         "num_cpus": ceil(workers / nodes) * max(1, ceil(config.elastic.cpus_per_worker)),
         "dashboard_port": config.cluster.dashboard_port if config.cluster.dashboard else None,
     }
-    with Popen(
+    process = Popen(
         [sys.executable, "-m", local_cluster.__name__, json.dumps(options)],
         stdin=PIPE,
         stdout=PIPE,
         text=True,
         start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
         told = json.loads(process.stdout.readline() or '{"error": "its process ended"}')
         if "error" in told:
             raise InfrastructureError(f"the embedded Ray cluster did not start: {told['error']}")
         yield told["address"]
+    finally:  # not Popen's own end: on Ctrl-C it would leave without waiting
+        process.stdin.close()
+        process.wait(_END_TIMEOUT_S)
+        process.stdout.close()
 
 
 def _check_reachable(address: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.workloads import check_model_folder
 from elastictrain.workloads.causal import CausalLanguageModel
 
 try:
@@ -38,6 +39,7 @@ class HuggingFaceModel(CausalLanguageModel):
 
     def __init__(self, config: TrainConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
+        check_model_folder(config)
         self.folder = Path(str(config.model.path))
         self.has_weights = any(self.folder.glob("*.safetensors"))
         if not self.has_weights and any(file for pattern in _PICKLED for file in self.folder.glob(pattern)):

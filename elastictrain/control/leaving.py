@@ -65,7 +65,7 @@ def parting_words(state: State) -> str:
 
 def outlook(state: State, seen: Leaving, now: float) -> Warn:
     """What the user is told of a notice: how long it leaves, and what is done about it."""
-    concerned = [name for name, n in leaving_members(state).items() if n.cause == seen.cause]
+    concerned = [m for m in leaving_members(state) if m == seen.worker or state.workers[m].node == seen.node]
     if not concerned:
         plan = "it holds no rank"
     elif (state.size or 0) >= len(state.members):

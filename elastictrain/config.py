@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow"]
+FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow", "preempt"]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
 
 
@@ -164,6 +164,8 @@ class ElasticSection(_Section):
     """How long a lost worker's replacement may take before the run goes on smaller."""
     wait_timeout_s: float = Field(default=600, gt=0)
     """How long the run waits for min_workers before it ends."""
+    preempt_grace_s: float = Field(default=30, gt=0)
+    """How long a worker that gets SIGTERM lives on: its deadline to leave. A drained Ray node brings its own."""
 
     @model_validator(mode="after")
     def _range(self) -> ElasticSection:
@@ -220,8 +222,8 @@ class Fault(_Section):
     """Rank that it strikes."""
     kind: FaultKind = "kill"
     """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), stop
-    (SIGSTOP), loop (compute for ever), skip (leave out the next collective) or slow (from now on, `seconds` more in
-    each forward and backward pass)."""
+    (SIGSTOP), loop (compute for ever), skip (leave out the next collective), slow (from now on, `seconds` more in
+    each forward and backward pass) or preempt (SIGTERM: the worker leaves at a step boundary)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
     seconds: float = Field(default=0.1, gt=0)

@@ -91,7 +91,7 @@ class GenerationStarted:
     first_step: int
     """The first step that this generation takes; state is that after first_step - 1 steps."""
     cause: str
-    """start, resume, or the failure or resize that led to it."""
+    """start, resume, or the failure, preemption notice or resize that led to it."""
     source: Source
     continuation: Continuation
     members: tuple[Member, ...]

@@ -37,6 +37,8 @@ class FaultPlan:
                         os.kill(os.getpid(), signal.SIGKILL)
                     case "segfault":
                         ctypes.string_at(0)
+                    case "preempt":
+                        os.kill(os.getpid(), signal.SIGTERM)
                     case "exit":
                         os._exit(1)
                     case "stop":

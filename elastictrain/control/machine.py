@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from elastictrain.control.leaving import dismiss, leaving_members, outlook, parting_words, ready_to_part, take_notice
 from elastictrain.control.placement import assign_ranks, wanted_workers
 from elastictrain.control.state import Policy, State, Worker
 from elastictrain.control.vocabulary import (
@@ -24,6 +25,7 @@ from elastictrain.control.vocabulary import (
     Formed,
     FormFailed,
     KeeperLost,
+    Leaving,
     NodeLost,
     NodesJoined,
     Observation,
@@ -31,7 +33,9 @@ from elastictrain.control.vocabulary import (
     Paused,
     PeersBroken,
     RankRaised,
+    ReleaseNode,
     RestorePoint,
+    Save,
     StartWorker,
     StepDone,
     StopAsked,
@@ -71,6 +75,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return _proceed(replace(state, workers=workers, start_failures=0), now)
         case WorkerDied(name, cause, step) if name in state.workers:
             return _lose_worker(state, name, cause, step, now)
+        case Leaving() if seen.worker in state.workers or seen.node in state.nodes:
+            return _leave(state, seen, now)
         case RankRaised(_, _, step, cause) if current:
             return _fail(state, cause, step)
         case PeersBroken(_, cause) if current:
@@ -82,7 +88,7 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case StepDone(_, step) if current and step > state.committed_step:
             return _commit(state, step, now)
         case Paused() if current and state.pausing:
-            return _fence(state, f"resize from {len(state.members)} workers")
+            return _fence(state, parting_words(state) or f"resize from {len(state.members)} workers")
         case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:
             fenced = replace(state, phase="gathering", restore=restore, committed_step=restore.step, since=now)
             return _proceed(fenced, now)
@@ -94,12 +100,19 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
 
 
 def _commit(state: State, step: int, now: float) -> Decision:
-    state = replace(state, committed_step=step, phase="running")
+    state = replace(state, committed_step=step, phase="running", paced_from=state.paced_from or (step, now))
     if step > state.best_step:
         state = replace(state, best_step=step, strikes=0)
     if step >= state.policy.steps:
         return replace(state, phase="ended"), [End("complete")]
-    return _proceed(state, now)
+    released = state.draining - {worker.node for worker in state.workers.values()}
+    state, actions = _proceed(replace(state, draining=state.draining - released), now)
+    return state, [*map(ReleaseNode, sorted(released)), *actions]
+
+
+def _leave(state: State, seen: Leaving, now: float) -> Decision:
+    state, actions = _proceed(take_notice(state, seen), now)
+    return state, [outlook(state, seen, now), *actions]
 
 
 def _lose_worker(state: State, name: str, cause: Cause, step: int, now: float) -> Decision:
@@ -119,10 +132,13 @@ def _lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
     state = replace(
         state,
         nodes={n: slots for n, slots in state.nodes.items() if n != node},
+        draining=state.draining - {node},
         workers={name: worker for name, worker in state.workers.items() if name not in gone},
     )
     if gone & set(state.members) and state.phase in ("forming", "running"):
         return _fail(state, cause, 0)
+    if state.phase == "gathering" and state.restore.source == "memory":
+        return _fence(state, state.cause)  # the state may have been there: look again
     return _proceed(state, now)
 
 
@@ -160,7 +176,9 @@ def _fail(state: State, cause: Cause, step: int) -> Decision:
 
 def _fence(state: State, cause: str) -> Decision:
     survivors = tuple(name for name in state.members if name in state.workers)
-    state = replace(state, phase="fencing", generation=state.generation + 1, cause=cause, pausing=False)
+    state = replace(
+        state, phase="fencing", generation=state.generation + 1, cause=cause, pausing=False, paced_from=None
+    )
     return state, [Fence(state.generation, survivors)]
 
 
@@ -170,26 +188,32 @@ def _give_up(state: State, cause: Cause) -> Decision:
 
 def _proceed(state: State, now: float) -> Decision:
     """Keep enough workers coming; form a group, or a larger one, as soon as that is the best to do."""
+    state, dismissals = dismiss(state)
     state, actions = _replenish(state)
+    larger = (state.size or 0) > len(state.members)
     if state.phase == "gathering":
         state, more = _gather(state, now)
-    elif state.phase == "running" and not state.pausing and (state.size or 0) > len(state.members):
+    elif state.phase == "running" and not state.pausing and (larger or ready_to_part(state, now)):
         state, more = replace(state, pausing=True), [Pause(state.generation)]
     else:
         more = []
-    return state, [*actions, *more]
+    return state, [*dismissals, *actions, *more]
 
 
 def _gather(state: State, now: float) -> Decision:
     waited = now - state.since
-    coming = any(worker.state == "starting" for worker in state.workers.values())
     largest = state.size == state.policy.world_sizes[-1]
-    if state.size and (largest or not coming or waited >= state.policy.replace_timeout_s):
+    # after a notice: who could have waited for a replacement has done so while it trained
+    late = state.leaving or waited >= state.policy.replace_timeout_s
+    if state.size and (largest or not state.coming or late):
         nodes = {name: state.workers[name].node for name in state.ready}
         members = assign_ranks(state.size, nodes, state.members)
-        state = replace(state, phase="forming", members=members)
+        state = replace(state, phase="forming", members=members, leaving=False)
         return state, [Form(state.generation, members, state.restore, state.cause)]
     fewest, room = state.policy.world_sizes[0], sum(state.nodes.values())
+    if state.leaving:
+        message = f"fewer than {fewest} workers stay: the newest step is made durable, and the run waits for room"
+        return replace(state, leaving=False), [Save(), Warn("preemption", message)]
     if waited >= state.policy.wait_timeout_s:
         missing = (
             f"{len(state.ready)} workers are ready and {fewest} are needed; the cluster has room for {room}. Waited "
@@ -197,7 +221,7 @@ def _gather(state: State, now: float) -> Decision:
             f"elastic.cpus_per_worker."
         )
         return _give_up(state, Cause("resources", missing))
-    if not state.size and not coming and waited > NOTICE_S and "waiting" not in state.warned:
+    if not state.size and not state.coming and waited > NOTICE_S and "waiting" not in state.warned:
         message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
         return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]
     return state, []
@@ -207,13 +231,15 @@ def _replenish(state: State) -> Decision:
     """Start missing workers; standbys only once the generation has made a step, so that they never delay one."""
     if state.start_failures > state.policy.max_failures:
         return state, []
-    settled = state.phase == "running" and state.committed_step > state.restore.step
-    target = state.policy.world_sizes[-1] + (state.policy.standby if settled else 0)
+    leaving = [state.workers[name] for name in leaving_members(state)]
+    settled = state.phase == "running" and state.committed_step > state.restore.step and not leaving
+    target = state.policy.world_sizes[-1] + (state.policy.standby if settled else 0) + len(leaving)
+    freed = sum(worker.reserved and worker.node in state.nodes for worker in leaving)
     orders = wanted_workers(
         nodes=state.nodes,
         workers={name: (worker.node, worker.reserved) for name, worker in state.workers.items()},
         target=target,
-        unreserved=state.policy.standby if state.policy.unreserved_standby else 0,
+        unreserved=state.policy.standby + freed if state.policy.unreserved_standby else 0,
     )
     workers, actions = dict(state.workers), list[Action]()
     for number, (node, reserved) in enumerate(orders, start=state.next_worker):

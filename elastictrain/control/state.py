@@ -25,12 +25,22 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Why a worker will be gone, and when."""
+
+    cause: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A worker process."""
 
     node: str
     reserved: bool
     state: Literal["starting", "ready"] = "starting"
+    notice: Notice | None = None
+    """Once it has one it takes no rank any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,12 @@ class State:
     members: tuple[str, ...] = ()
     """Workers of the current generation, by rank; of the last one while there is none."""
     next_worker: int = 0
+    draining: frozenset[str] = frozenset()
+    """Nodes that leave and have not been released; no worker starts there."""
+    leaving: bool = False
+    """A member was told to leave, and no group without it was formed yet."""
+    paced_from: tuple[int, float] | None = None
+    """The first step that this generation committed, and when."""
     pausing: bool = False
     """The ranks have been asked to stop after a step, for a resize."""
     strikes: int = 0
@@ -69,7 +85,12 @@ class State:
     @property
     def ready(self) -> list[str]:
         """Workers that could hold a rank, in order of their start."""
-        return [name for name, worker in self.workers.items() if worker.state == "ready"]
+        return [name for name, w in self.workers.items() if w.state == "ready" and w.notice is None]
+
+    @property
+    def coming(self) -> bool:
+        """Whether a worker that could hold a rank is being started."""
+        return any(w.state == "starting" and w.notice is None for w in self.workers.values())
 
     @property
     def standbys(self) -> list[str]:

@@ -65,6 +65,18 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker, or a node with all of its workers, will be gone at `deadline`, and nothing has failed yet."""
+
+    cause: str
+    """'worker-1 leaves: SIGTERM'"""
+    deadline: float
+    """On the clock of `now`, seconds."""
+    worker: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RankRaised:
     """A rank's own code raised; its process lives."""
 
@@ -139,6 +151,7 @@ Observation: TypeAlias = (
     | KeeperLost
     | WorkerUp
     | WorkerDied
+    | Leaving
     | RankRaised
     | PeersBroken
     | Fenced
@@ -195,6 +208,18 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Save:
+    """Make the state that was restored last durable: who holds it in memory is about to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNode:
+    """Give up a node that leaves: nothing on it is needed any more."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """End the run: save the newest state if `status` is not failed for good, and stop everything."""
 
@@ -210,6 +235,6 @@ class Warn:
     message: str
 
 
-Action: TypeAlias = StartWorker | StopWorker | Fence | Form | Pause | End | Warn
+Action: TypeAlias = StartWorker | StopWorker | Fence | Form | Pause | Save | ReleaseNode | End | Warn
 
 Phase = Literal["gathering", "forming", "running", "fencing", "ended"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -44,6 +45,8 @@ class Node:
     info: KeeperInfo | None = None
     read: int = 0
     """Number of the last keeper event read."""
+    leaving: bool = False
+    """Ray drains it."""
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Fleet:
     workers: dict[str, WorkerHandle] = field(default_factory=dict)
     banned: dict[str, float] = field(default_factory=dict)
     """Ray ids of nodes given up on, and until when (monotonic seconds)."""
+    draining: dict[str, int] = field(default_factory=dict)
+    """Ray ids of nodes that are drained, with the deadline in unix ms, as of the last look."""
     _free_slots: dict[str, list[PlacementGroup]] = field(default_factory=lambda: defaultdict(list))
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
@@ -86,18 +91,26 @@ class Fleet:
         """Compare with Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
         now = time.monotonic()
         alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and self.banned.get(n["NodeID"], now) <= now}
+        self.draining = state.get_draining_nodes()
         lost = [name for name, node in self.nodes.items() if node.ray_id not in alive]
         known = {node.ray_id for node in self.nodes.values()}
         new: list[Node] = []
         for ray_id, found in alive.items():
             slots = min(int(found["Resources"].get(kind, 0) // amount) for kind, amount in self.demand.items())
-            if ray_id not in known and slots > 0:
+            if ray_id not in known and ray_id not in self.draining and slots > 0:
                 address = found["NodeManagerAddress"]
                 taken = {node.name for node in [*self.nodes.values(), *new]}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
                 zone = (found.get("Labels") or {}).get(ZONE_LABEL, "")
                 new.append(Node(name, ray_id, address, slots, zone, (address, found["NodeManagerPort"])))
         return new, lost
+
+    def drained(self) -> list[tuple[Node, float]]:
+        """Nodes that were found draining for the first time, and the deadline of each (unix s; 0: none)."""
+        found = [node for node in self.nodes.values() if node.ray_id in self.draining and not node.leaving]
+        for node in found:
+            node.leaving = True
+        return [(node, self.draining[node.ray_id] / 1000) for node in found]
 
     def start_keeper(self, node: Node) -> Any:
         """Start the node's keeper; the reply is its KeeperInfo."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import ray
@@ -22,6 +22,17 @@ from elastictrain.state.tensors import LogicalTensor
 
 FORM_TIMEOUT_S = 120.0
 """A worker that takes longer to build its engine is replaced."""
+
+
+def pair_keepers(fleet: Fleet, places: Iterable[str]) -> None:
+    """Give each node of `places` another as buddy, of those that others are left one that does not leave."""
+    zones, used = {name: node.zone for name, node in fleet.nodes.items()}, set(places)
+    spare = [name for name, node in fleet.nodes.items() if name not in used and not node.leaving]
+    spare.sort(key=lambda n: (zones[n] in {zones[u] for u in used}, n))
+    buddies = ring({n: zones[n] for n in used}) or ring({n: zones[n] for n in [*used, *spare[:1]]})
+    for name, node in fleet.nodes.items():
+        buddy = fleet.nodes.get(buddies.get(name, ""))
+        node.keeper.set_buddy.remote(buddy.info.replica_address if buddy and buddy.info else None)
 
 
 @dataclass
@@ -57,7 +68,7 @@ class Forming:
         order, fleet = self.order, self.fleet
         self._begun = time.monotonic()
         self._waiting = set(order.workers)
-        self._pair_keepers()
+        pair_keepers(fleet, [fleet.workers[name].node for name in order.workers])
         handles = [fleet.workers[name] for name in order.workers]
         rendezvous = handles[0].info.rendezvous if handles[0].info else ""
         faults = tuple(
@@ -78,15 +89,6 @@ class Forming:
             self.over = True
             late = f"did not join its group within {FORM_TIMEOUT_S:.0f} s"
             self.failed(min(self._waiting), Cause("engine", late))
-
-    def _pair_keepers(self) -> None:
-        zones = {name: node.zone for name, node in self.fleet.nodes.items()}
-        used = {self.fleet.workers[name].node for name in self.order.workers}
-        spare = sorted((n for n in zones if n not in used), key=lambda n: (zones[n] in {zones[u] for u in used}, n))
-        buddies = ring({n: zones[n] for n in used}) or ring({n: zones[n] for n in [*used, *spare[:1]]})
-        for name, node in self.fleet.nodes.items():
-            buddy = self.fleet.nodes.get(buddies.get(name, ""))
-            node.keeper.set_buddy.remote(buddy.info.replica_address if buddy and buddy.info else None)
 
     def _joined(self, name: str, reply: FormReply) -> None:
         if self.over:

@@ -33,6 +33,7 @@ from elastictrain.runtime.protocol import (
     KeeperEvent,
     KeeperInfo,
     KeeperTrouble,
+    LeaveAsked,
     SaveReply,
     SnapshotHeld,
     WorkerExited,
@@ -165,6 +166,10 @@ class Keeper:
     def attach(self, generation: int, rank: int, world_size: int, index: ShardIndex) -> tuple[ArenaTicket, ArenaTicket]:
         """Two buffers for this rank's snapshots in this generation."""
         return self._vault.attach(generation, rank, world_size, index)
+
+    def leave(self, worker: str, at: float) -> None:
+        """This worker has been told to go."""
+        self._mail.put(LeaveAsked(worker, at))
 
     def announce(self, index: int, step: int, rank: int) -> None:
         """A planned fault strikes next."""

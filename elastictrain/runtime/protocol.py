@@ -78,6 +78,14 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveAsked:
+    """A worker on this node got SIGTERM."""
+
+    worker: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class FaultAnnounced:
     """A planned fault is about to strike a worker on this node."""
 
@@ -95,7 +103,7 @@ class KeeperTrouble:
     message: str
 
 
-KeeperEvent: TypeAlias = SnapshotHeld | WorkerExited | FaultAnnounced | KeeperTrouble
+KeeperEvent: TypeAlias = SnapshotHeld | WorkerExited | LeaveAsked | FaultAnnounced | KeeperTrouble
 
 
 @dataclass(frozen=True, slots=True)

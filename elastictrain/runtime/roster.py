@@ -56,6 +56,10 @@ class Listener(Protocol):
         """A node's keeper is gone; the node and its workers live, and another keeper comes."""
         ...
 
+    def node_leaves(self, name: str, deadline: float) -> None:
+        """A node will be gone at this unix time, or soon where it is 0."""
+        ...
+
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """A worker is warm."""
         ...
@@ -185,6 +189,9 @@ class Roster:
             self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
         for node in new:
             self._start_keeper(node)
+        for node, deadline in self.fleet.drained():
+            if node.name in self._told:
+                self.listener.node_leaves(node.name, deadline)
 
     def _ask_for_progress(self) -> None:
         for node in self.fleet.nodes.values():
@@ -248,7 +255,7 @@ class Roster:
     def _welcome(self) -> None:
         """Tell of nodes that were found together only when all are ready, so that workers spread over them."""
         if all(node.info is not None for node in self.fleet.nodes.values()):
-            new = {n.name: n.slots for n in self.fleet.nodes.values() if n.name not in self._told}
+            new = {n.name: n.slots for n in self.fleet.nodes.values() if n.name not in self._told and not n.leaving}
             self._told |= new.keys()
             if new:
                 self.listener.nodes_ready(new)

@@ -36,7 +36,7 @@ from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.durable import Due, DurableWriter
 from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
-from elastictrain.runtime.forming import Forming
+from elastictrain.runtime.forming import Forming, pair_keepers
 from elastictrain.runtime.live import Live
 from elastictrain.runtime.probe import Probe
 from elastictrain.runtime.protocol import (
@@ -44,6 +44,7 @@ from elastictrain.runtime.protocol import (
     FaultAnnounced,
     KeeperEvent,
     KeeperTrouble,
+    LeaveAsked,
     Outcome,
     RestoreFrom,
     SnapshotHeld,
@@ -109,6 +110,10 @@ class Supervisor:
         """Asks the nodes of a group whose collective broke whether they are there."""
         self._places: list[str] = []
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
+        self._paused: set[str] = set()
+        """Members that have stopped for a pause."""
+        self._released: set[str] = set()
+        """Nodes that may go once no checkpoint is being written from there."""
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
         self._interval = SnapshotInterval(config.snapshot.every)
@@ -170,6 +175,8 @@ class Supervisor:
                 part.check()
         if self._durable is not None:
             self._durable.poll()
+        if self._released and not (self._durable and self._durable.busy):
+            self._release()
 
     def _emit(self, event: Event) -> None:
         self._live.fold(event)
@@ -191,9 +198,12 @@ class Supervisor:
 
     def _ranks(self, workers: set[str]) -> tuple[int, ...]:
         """The ranks that these hold, or held until the fence that is under way."""
-        if self._state.phase not in ("forming", "running", "fencing"):
+        state = self._state
+        if state.phase not in ("forming", "running", "fencing"):
             return ()
-        return tuple(rank for rank, name in enumerate(self._state.members) if name in workers)
+        if state.phase == "fencing":  # who has notice may go then, and nothing fails
+            workers = workers - {name for name, worker in state.workers.items() if worker.notice is not None}
+        return tuple(rank for rank, name in enumerate(state.members) if name in workers)
 
     # ------------------------------------------------------------------------------------------ facts, from the roster
 
@@ -228,6 +238,13 @@ class Supervisor:
     def worker_adopted(self, name: str) -> None:
         """See `roster.Listener`."""
         self._tell(v.WorkerUp(name))
+
+    def node_leaves(self, name: str, deadline: float) -> None:
+        """See `roster.Listener`."""
+        if name not in self._places and len(set(self._places)) == 1:  # it may be the only buddy
+            pair_keepers(self._fleet, self._places)
+        deadline = deadline or time.time() + self._config.elastic.preempt_grace_s
+        self._tell(v.Leaving(f"node {name} is drained", deadline, node=name))
 
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """See `roster.Listener`."""
@@ -275,6 +292,9 @@ class Supervisor:
             case FaultAnnounced(at, index, step, rank):
                 self._fired.add(index)
                 self._emit(FaultInjected(at, index, step, rank, self._config.faults[index].kind))
+            case LeaveAsked(worker, at):
+                deadline = at + self._config.elastic.preempt_grace_s
+                self._tell(v.Leaving(f"{worker} leaves: SIGTERM", deadline, worker=worker))
             case KeeperTrouble(topic, message):
                 self._story.warn(topic, message)
 
@@ -342,7 +362,9 @@ class Supervisor:
         elif outcome.kind == "peers_broken":
             self._note_broken(cause, outcome.at)
         elif outcome.kind == "paused":
-            self._tell(v.Paused(generation))
+            self._paused.add(worker)
+            if self._paused >= set(self._state.members):  # a fence would cut off who is not there yet, and its step
+                self._tell(v.Paused(generation))
 
     def _note_broken(self, cause: Cause, at: float | None = None) -> None:
         if self._broken is None:
@@ -382,6 +404,10 @@ class Supervisor:
                 self._form(action)
             case v.Pause(generation):
                 self._order(generation, "pause")
+            case v.Save():
+                self._save_restored()
+            case v.ReleaseNode(name):
+                self._released.add(name)
             case v.Warn(topic, message):
                 self._live.message = message
                 self._story.warn(topic, message)
@@ -396,6 +422,7 @@ class Supervisor:
         if self._probe is not None:
             self._probe.close()
             self._probe = None
+        self._paused.clear()
         if self._forming is not None:
             self._forming.over = True
             self._forming = None
@@ -503,6 +530,19 @@ class Supervisor:
                     loss=commits.losses[step],
                 )
             )
+
+    def _release(self) -> None:
+        for name in self._released & self._fleet.nodes.keys():
+            self._roster.forget_node(name)
+            if self._fencing is not None:
+                self._fencing.forget_node(name)
+        self._released.clear()
+
+    def _save_restored(self) -> None:
+        restored = self._story.restored
+        if restored.source == "memory" and restored.step in self._story.commits.losses:
+            generation = restored.shards[0].stored.header.generation
+            self._make_durable(restored.step, generation, [shard.stored.where for shard in restored.shards])
 
     def _layout_of(self, world_size: int) -> dict[str, Any]:
         return self._config.layout(world_size).to_json()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import threading
 import time
 import traceback
@@ -46,6 +47,8 @@ class Worker:
         self._rank: Any = None
         self._fenced = -1
         self._lock = threading.Lock()
+        # The constructor runs on the main thread, after Ray has set a handler of its own.
+        self._ray_handler = signal.signal(signal.SIGTERM, self._asked_to_leave)
 
     def adopt(self, keeper: Any) -> None:
         """Another keeper takes over the node; between generations."""
@@ -120,6 +123,11 @@ class Worker:
         """Have all ranks of this generation hear this after the same step; for rank 0. See RankProgram.order."""
         if self._rank is not None:
             self._rank.order(generation, news)
+
+    def _asked_to_leave(self, *_: object) -> None:
+        """SIGTERM: go on, and let the supervisor end this process when it can be spared; a second one ends it now."""
+        signal.signal(signal.SIGTERM, self._ray_handler)
+        self._keeper.leave.remote(self._worker, time.time())
 
     def evaluate(self, storage: str, step: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""

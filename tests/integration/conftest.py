@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from product import ACTORS, MARK, Product, Report, eventually_none, kill, marked
@@ -47,6 +48,29 @@ def shared_cluster() -> Iterator[SharedCluster]:
         cluster.shutdown()
         kill(marked(mark))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def small_cluster() -> Iterator[Any]:
+    """Two Ray nodes with room for one worker each; a test may add more."""
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="et-"))
+    (folder / "ray").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
+        patch.setenv(MARK, str(folder))
+        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        head = {"node_ip_address": "127.0.0.31", "temp_dir": str(folder / "ray"), "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node | head)
+        cluster.add_node(**node, node_ip_address="127.0.0.32")
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+            kill(marked(str(folder)))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

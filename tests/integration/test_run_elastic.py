@@ -5,38 +5,11 @@ The samples stay the same, and the losses but for the order of float sums. About
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
-from product import MARK, Product, Report, assert_near, copied, kill, marked
-
-
-@pytest.fixture
-def small_cluster() -> Iterator[Any]:
-    """Two Ray nodes with room for one worker each."""
-    from ray.cluster_utils import Cluster
-
-    folder = Path(tempfile.mkdtemp(prefix="et-"))
-    (folder / "ray").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}.items():
-            patch.setenv(name, value)
-        patch.setenv(MARK, str(folder))
-        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-        head = {"node_ip_address": "127.0.0.31", "temp_dir": str(folder / "ray"), "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=node | head)
-        cluster.add_node(**node, node_ip_address="127.0.0.32")
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
-            kill(marked(str(folder)))
-            shutil.rmtree(folder, ignore_errors=True)
+from product import Product, Report, assert_near, copied, kill
 
 
 def test_a_node_dies_and_another_comes(small_cluster: Any, storage_folder: Path, undisturbed: Report) -> None:

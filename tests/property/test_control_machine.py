@@ -34,6 +34,9 @@ class World:
         self.committed = 0
         self.end: v.End | None = None
         self.pausing = False
+        self.leaving: set[str] = set()
+        self.drained: set[str] = set()
+        self.warnings: list[str] = []
         self.tell(v.NodesJoined(nodes))
 
     def tell(self, seen: v.Observation) -> None:
@@ -52,7 +55,10 @@ class World:
                 self.alive[worker] = node
                 self.starting.append(worker)
             case v.StopWorker(worker):
+                assert worker not in self.leaving or worker not in self.group, "it holds a rank"
                 self.alive.pop(worker, None)
+                if worker in self.starting:
+                    self.starting.remove(worker)
             case v.Fence(generation, survivors):
                 assert generation > self.fenced_below, "generations only rise"
                 assert set(survivors) <= set(self.alive)
@@ -64,6 +70,7 @@ class World:
                 assert generation > self.group_generation
                 assert len(workers) in self.policy.world_sizes
                 assert len(set(workers)) == len(workers)
+                assert not self.leaving & set(workers), "who leaves takes no rank"
                 assert all(w in self.alive and w not in self.starting for w in workers)
                 assert restore.step == self.committed, "nothing lost, nothing twice"
                 self.group, self.group_generation, self.step = workers, generation, restore.step
@@ -72,6 +79,15 @@ class World:
                 assert generation == self.group_generation
                 assert not self.pausing
                 self.pausing = True
+            case v.ReleaseNode(node):
+                assert node in self.drained
+                assert node not in self.alive.values()
+                assert self.group, "its memory may be needed until others have the state"
+                self.drained.remove(node)
+            case v.Save():
+                assert not self.group
+            case v.Warn(_, message):
+                self.warnings.append(message)
             case v.End():
                 self.end = action
 
@@ -102,7 +118,17 @@ class World:
             self.starting.remove(worker)
         self.tell(v.WorkerDied(worker, KILLED, self.step + 1))
 
+    def ask_to_leave(self, worker: str, grace_s: float = 40.0) -> None:
+        self.leaving.add(worker)
+        self.tell(v.Leaving(f"{worker} leaves: SIGTERM", self.now + grace_s, worker=worker))
+
+    def drain(self, node: str, grace_s: float = 40.0) -> None:
+        self.drained.add(node)
+        self.leaving |= {worker for worker, where in self.alive.items() if where == node}
+        self.tell(v.Leaving(f"node {node} is drained", self.now + grace_s, node=node))
+
     def lose_node(self, node: str) -> None:
+        self.drained.discard(node)
         for worker in [w for w, n in self.alive.items() if n == node]:
             del self.alive[worker]
             if worker in self.starting:
@@ -129,7 +155,9 @@ moves = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
         st.tuples(
-            st.sampled_from(["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "stale"]),
+            st.sampled_from(
+                ["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "stale", "leave", "drain"]
+            ),
             st.integers(0, 9),
         ),
     ),
@@ -151,7 +179,11 @@ def play(world: World, move: str, pick: int) -> None:
             world.lose_node(nodes[pick % len(nodes)])
         case "keeper" if nodes:
             world.lose_keeper(nodes[pick % len(nodes)])
-        case "join":
+        case "leave" if world.alive:
+            world.ask_to_leave(sorted(world.alive)[pick % len(world.alive)], grace_s=5.0 * pick)
+        case "drain" if nodes:
+            world.drain(nodes[pick % len(nodes)], grace_s=5.0 * pick)
+        case "join" if f"late{pick}" not in world.drained:
             world.tell(v.NodesJoined({f"late{pick}": 1 + pick % 3}))
         case "raise" if world.group and world.state.phase == "running":
             cause = Cause("exception", "ValueError: x", "", f"E{pick}")

@@ -59,8 +59,8 @@ from elastictrain.status import Status
 from elastictrain.tracking.committed import doubt, written_checkpoints
 from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
-from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.in_force import micro_batch_in_force
+from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
 from elastictrain.workloads import build_workload, check_model_folder
@@ -71,8 +71,8 @@ _UNDELIVERED = (
     "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
 )
 _STILL_SMALLER = (
-    "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. Another "
-    "train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
+    "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
+    "Another train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
 )
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""

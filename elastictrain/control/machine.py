@@ -5,9 +5,8 @@
         +------Fenced------ fencing <-----+---- a failure, or a resize
 
 Invariants (tested by properties): a generation is formed only after everything older was fenced, so one at most
-writes; a failure adds a strike or makes the micro-batch smaller, and only a new step clears strikes, so a run ends or makes
-progress; whoever waits has a
-deadline. Each decision is linear in the number of workers.
+writes; a failure adds a strike, or makes the micro-batch smaller, and only a new step clears strikes, so a run ends or
+makes progress; whoever waits has a deadline. Each decision is linear in the number of workers.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def tell_change(before: State, after: State, step: int) -> list[Warn]:
     if now == was:
         return []
     message = (
-        f"step {step} ran out of memory with micro-batch {was}: the run goes on with micro-batch {now} and as much more "
-        f"gradient accumulation, so with the same global batch and the same samples. Set train.micro_batch={now} to "
-        f"have it from the start."
+        f"step {step} ran out of memory with micro-batch {was}: the run goes on with micro-batch {now} and as much "
+        f"more gradient accumulation, so with the same global batch and the same samples. Set train.micro_batch={now} "
+        f"to have it from the start."
     )
     return [Warn("memory", message)]
 

@@ -110,7 +110,9 @@ def _lose_worker(state: State, name: str, cause: Cause, step: int, now: float) -
     starting = state.workers[name].state == "starting"
     state = replace(state, workers={n: w for n, w in state.workers.items() if n != name})
     if name in state.members and state.phase in ("forming", "running"):
-        return _lack_memory(state, cause, step, own=False) if cause.kind == "oom" else _fail(state, cause, step)
+        if cause.kind == "oom" and state.phase == "running":
+            return _lack_memory(state, cause, step, own=False)
+        return _fail(state, cause, step)
     if starting:
         state = replace(state, start_failures=state.start_failures + 1)
         if state.start_failures > state.policy.max_failures and state.phase == "gathering" and not state.size:

@@ -8,8 +8,8 @@ from product import Product, Report
 
 OOM = {"at": 20, "rank": 1, "kind": "oom", "phase": "forward"}
 KILL = {"at": 30, "rank": 0, "kind": "kill"}
-DRIFT = 0.05
-"""Relative difference that other dropout masks make to the loss of a step, at most."""
+DRIFT = 0.03
+"""Relative difference that other dropout masks make to the loss of a step, at most; 0.013 was seen."""
 
 
 def test_the_micro_batch_is_halved_for_good(product: Product, undisturbed: Report) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow", "preempt"]
+FaultKind = Literal["kill", "segfault", "exit", "exception", "oom", "stop", "loop", "skip", "slow", "preempt"]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
 
 
@@ -44,7 +44,8 @@ class TrainSection(_Section):
     global_batch: int = Field(default=16, ge=1)
     """Sequences per step over all workers; never changes while the cluster does."""
     micro_batch: int = Field(default=4, ge=1)
-    """Sequences per forward pass of one worker; gradient accumulation makes up the global batch."""
+    """Sequences per forward pass of one worker; gradient accumulation makes up the global batch. When a worker runs out
+    of memory the run goes on with half of it."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initialisation, the sample order and dropout."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -221,9 +222,10 @@ class Fault(_Section):
     rank: int = Field(default=0, ge=0)
     """Rank that it strikes."""
     kind: FaultKind = "kill"
-    """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), stop
-    (SIGSTOP), loop (compute for ever), skip (leave out the next collective), slow (from now on, `seconds` more in
-    each forward and backward pass) or preempt (SIGTERM: the worker leaves at a step boundary)."""
+    """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), oom (so
+    too, as torch does when an allocation fails: each fault halves the micro-batch once), stop (SIGSTOP), loop (compute
+    for ever), skip (leave out the next collective), slow (from now on, `seconds` more in each forward and backward
+    pass) or preempt (SIGTERM: the worker leaves at a step boundary)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
     seconds: float = Field(default=0.1, gt=0)
@@ -262,12 +264,15 @@ class TrainConfig(_Section):
                 )
         return self
 
-    def layout(self, world_size: int) -> Layout:
-        """The layout at this world size; raises ConfigError with the arithmetic when there is none."""
+    def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
+        """The layout at this world size; raises ConfigError with the arithmetic when there is none.
+
+        `micro_batch` is the one in force where memory has run out; None means train.micro_batch.
+        """
         return plan_layout(
             world_size,
             global_batch=self.train.global_batch,
-            micro_batch=self.train.micro_batch,
+            micro_batch=micro_batch or self.train.micro_batch,
             zero_stage=self.parallel.zero_stage,
         )
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 Continuation = Literal["bit_exact", "order_exact"]
-"""How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order."""
+"""How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order.
+
+A smaller micro-batch is `order_exact` too; where the model has dropout, it draws other masks from then on.
+"""
 
 Source = Literal["memory", "durable", "fresh"]
 """Where a generation's state came from: keepers' memory, a durable checkpoint, or the initialisation."""
@@ -146,7 +149,7 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error"""
+    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error, oom (a rank's own allocation failed)"""
     ranks: tuple[int, ...]
     node: str
     pid: int

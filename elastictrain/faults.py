@@ -51,6 +51,10 @@ class FaultPlan:
                         self._slow_s = fault.seconds
                     case "exception":
                         raise InjectedError(f"planned fault {index}: exception at step {step}")
+                    case "oom":
+                        from torch import OutOfMemoryError
+
+                        raise OutOfMemoryError(f"planned fault {index}: out of memory at step {step}")
 
 
 def _compute_for_ever() -> None:

@@ -136,6 +136,8 @@ def _failure(event: FailureDetected) -> str:
             return f"{who} hangs: {event.cause.message}" if event.ranks else f"the ranks hang: {event.cause.message}"
         case "exception":
             return f"{who} raised {event.cause.message}"
+        case "oom" if event.kind == "oom":
+            return f"{who} ran out of memory: {event.cause.message}"
         case _:
             return f"{who} lost: {event.cause.message}"
 

@@ -59,6 +59,7 @@ from elastictrain.status import Status
 from elastictrain.tracking.committed import doubt, written_checkpoints
 from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
+from elastictrain.tracking.in_force import micro_batch_in_force
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
@@ -68,6 +69,10 @@ SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
 _UNDELIVERED = (
     "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
+)
+_STILL_SMALLER = (
+    "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
+    "Another train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
 )
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""
@@ -224,18 +229,22 @@ class ElasticTrainer:
     def _start_point(
         self, attempt: int, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
     ) -> StartPoint:
+        config = self.config
         earlier = read_journal(self._home.folder)  # read where it is needed: nobody holds a month's events meanwhile
         generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
         fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
+        micro_batch = micro_batch_in_force(earlier, config)
+        if micro_batch < config.train.micro_batch:
+            emit(Warned(time.time(), "memory", _STILL_SMALLER.format(micro_batch, config.train.micro_batch)))
         found = None
         if attempt > 1:
             recorded = ray.get(tracker.recorded.remote())
             found = newest_usable(earlier, recorded, store, emit)
         if found is None:
-            return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired)
+            return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired, micro_batch)
         restore = RestorePoint("durable", found.step)
         manifest = found.manifest
-        return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired)
+        return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired, micro_batch)
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps

@@ -77,6 +77,10 @@ TOLD: list[tuple[Event, str]] = [
         "step 61  rank 1 (pid 4711, node n2) lost: out of memory; detected in 12 ms",
     ),
     (
+        failure(Cause("oom", "OutOfMemoryError: 2 GiB"), "oom"),
+        "step 61  rank 1 (pid 4711, node n2) ran out of memory: OutOfMemoryError: 2 GiB; detected in 12 ms",
+    ),
+    (
         failure(Cause("node_lost", "no heartbeat"), "node_lost", (1, 3)),
         "step 61  node n2 lost with ranks 1, 3; detected in 12 ms",
     ),

@@ -5,8 +5,8 @@
         +------Fenced------ fencing <-----+---- a failure, or a resize
 
 Invariants (tested by properties): a generation is formed only after everything older was fenced, so one at most
-writes; a failure adds a strike and only a new step clears them, so a run ends or makes progress; whoever waits has a
-deadline. Each decision is linear in the number of workers.
+writes; a failure adds a strike, or makes the micro-batch smaller, and only a new step clears strikes, so a run ends or
+makes progress; whoever waits has a deadline. Each decision is linear in the number of workers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from elastictrain.control.leaving import dismiss, leaving_members, outlook, parting_words, ready_to_part, take_notice
+from elastictrain.control.memory import relieve, tell_change, way_out
 from elastictrain.control.placement import assign_ranks, wanted_workers
 from elastictrain.control.state import Policy, State, Worker
 from elastictrain.control.vocabulary import (
@@ -55,7 +56,8 @@ Decision = tuple[State, list[Action]]
 
 def begin(policy: Policy, restore: RestorePoint, generation: int, cause: str, now: float) -> State:
     """The state of an attempt that starts (or resumes) from `restore`, its first generation being `generation`."""
-    return State(policy, "gathering", generation, restore, cause, now, restore.step, restore.step)
+    largest = policy.micro_batches[0]
+    return State(policy, "gathering", generation, restore, cause, now, restore.step, restore.step, largest)
 
 
 def advance(state: State, seen: Observation, now: float) -> Decision:
@@ -77,6 +79,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return _lose_worker(state, name, cause, step, now)
         case Leaving() if seen.worker in state.workers or seen.node in state.nodes:
             return _leave(state, seen, now)
+        case RankRaised(_, _, step, cause) if current and cause.kind == "oom":
+            return _lack_memory(state, cause, step, own=True)
         case RankRaised(_, _, step, cause) if current:
             return _fail(state, cause, step)
         case PeersBroken(_, cause) if current:
@@ -119,6 +123,8 @@ def _lose_worker(state: State, name: str, cause: Cause, step: int, now: float) -
     starting = state.workers[name].state == "starting"
     state = replace(state, workers={n: w for n, w in state.workers.items() if n != name})
     if name in state.members and state.phase in ("forming", "running"):
+        if cause.kind == "oom" and state.phase == "running":
+            return _lack_memory(state, cause, step, own=False)
         return _fail(state, cause, step)
     if starting:
         state = replace(state, start_failures=state.start_failures + 1)
@@ -174,6 +180,15 @@ def _fail(state: State, cause: Cause, step: int) -> Decision:
     return _fence(state, cause.message)
 
 
+def _lack_memory(state: State, cause: Cause, step: int, own: bool) -> Decision:
+    """Memory ran out in this step: fence, and go on as `control.memory` says."""
+    relieved = relieve(state, step, own)
+    if relieved is None:
+        return _give_up(state, cause)
+    fenced, actions = _fence(relieved, cause.message)
+    return fenced, [*tell_change(state, relieved, step), *actions]
+
+
 def _fence(state: State, cause: str) -> Decision:
     survivors = tuple(name for name in state.members if name in state.workers)
     state = replace(
@@ -183,7 +198,7 @@ def _fence(state: State, cause: str) -> Decision:
 
 
 def _give_up(state: State, cause: Cause) -> Decision:
-    return replace(state, phase="ended"), [End("failed", cause)]
+    return replace(state, phase="ended"), [End("failed", way_out(state, cause))]
 
 
 def _proceed(state: State, now: float) -> Decision:
@@ -209,7 +224,7 @@ def _gather(state: State, now: float) -> Decision:
         nodes = {name: state.workers[name].node for name in state.ready}
         members = assign_ranks(state.size, nodes, state.members)
         state = replace(state, phase="forming", members=members, leaving=False)
-        return state, [Form(state.generation, members, state.restore, state.cause)]
+        return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
     fewest, room = state.policy.world_sizes[0], sum(state.nodes.values())
     if state.leaving:
         message = f"fewer than {fewest} workers stay: the newest step is made durable, and the run waits for room"

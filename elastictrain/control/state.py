@@ -22,6 +22,8 @@ class Policy:
     wait_timeout_s: float
     unreserved_standby: bool = True
     """A standby may wait without a slot of its own (CPU clusters) and take over that of the worker it replaces."""
+    micro_batches: tuple[int, ...] = (1,)
+    """The one to begin with, then those to fall back on when memory runs out, descending; see `plan.layout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class State:
     committed_step: int
     best_step: int
     """The highest step ever committed: only a new one counts as progress."""
+    micro_batch: int
+    """That the next generation is formed with; the one in force while one is there."""
     nodes: Mapping[str, int] = field(default_factory=dict)
     """Slots for workers, by node."""
     workers: Mapping[str, Worker] = field(default_factory=dict)
@@ -79,7 +83,7 @@ class State:
     start_failures: int = 0
     """Workers that died before they were ready, since one came up."""
     last_error: tuple[int, str] | None = None
-    """Step and type of the last exception in user code: the same one twice is a bug."""
+    """Step and type of the last exception in user code, or lack of memory: the same one twice is no accident."""
     warned: frozenset[str] = frozenset()
 
     @property

@@ -198,6 +198,7 @@ class Form:
     workers: tuple[str, ...]
     restore: RestorePoint
     cause: str
+    micro_batch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 The global batch never changes: global_batch = micro_batch x accumulation x dp. The micro-batch is fixed by the user
 (it decides what is computed together, hence the float sums and the dropout masks), so accumulation is what adapts,
-and a world size is legal when it divides the number of micro-batches in a step.
+and a world size is legal when it divides the number of micro-batches in a step. Only a lack of memory makes the
+micro-batch smaller, along `micro_batch_ladder`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +68,19 @@ def plan_layout(world_size: int, *, global_batch: int, micro_batch: int, zero_st
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
     return Layout(world_size, zero_stage, micro_batch, micro_batches // world_size)
+
+
+def micro_batch_ladder(global_batch: int, micro_batch: int, world_sizes: Sequence[int]) -> tuple[int, ...]:
+    """The micro-batch, and what follows each time that memory runs out, down to 1.
+
+    Each is the largest of at most half the one before at which a step still comes out whole in all these worlds (legal
+    at `micro_batch`), so that a run with a smaller micro-batch can be resized just as before.
+    """
+    ladder = [micro_batch]
+    while ladder[-1] > 1:
+        half = ladder[-1] // 2
+        ladder.append(next(m for m in range(half, 0, -1) if all(global_batch % (m * n) == 0 for n in world_sizes)))
+    return tuple(ladder)
 
 
 def best_world_size(available: int, *, global_batch: int, micro_batch: int, low: int, high: int) -> int | None:

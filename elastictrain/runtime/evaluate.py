@@ -14,17 +14,17 @@ from elastictrain.state.tensors import Fragment
 from elastictrain.workloads.base import Workload
 
 
-def evaluate(workload: Workload, config: TrainConfig, manifest: Manifest, source: StateSource) -> Evaluation:
+def evaluate(
+    workload: Workload, config: TrainConfig, manifest: Manifest, source: StateSource, micro_batch: int
+) -> Evaluation:
     """Load the weights into a plain module on one process and measure it. Costs one forward over the held-out rows."""
     module = workload.build(config.train.seed)
     _load(module, source)
     module.eval()
     text = held_out(manifest, config.data.validation_samples)
     nats, count = 0.0, 0
-    for first in range(0, len(text.rows), config.train.micro_batch):
-        batch_nats, batch_count = workload.evaluate(
-            module, {"tokens": text.rows[first : first + config.train.micro_batch]}
-        )
+    for first in range(0, len(text.rows), micro_batch):
+        batch_nats, batch_count = workload.evaluate(module, {"tokens": text.rows[first : first + micro_batch]})
         nats, count = nats + batch_nats, count + batch_count
     return Evaluation(
         loss=nats / count,

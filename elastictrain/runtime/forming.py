@@ -61,7 +61,7 @@ class Forming:
     @property
     def layout(self) -> Layout:
         """Of the new generation."""
-        return self.config.layout(len(self.order.workers))
+        return self.config.layout(len(self.order.workers), self.order.micro_batch)
 
     def start(self) -> None:
         """Send the orders."""

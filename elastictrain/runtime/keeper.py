@@ -27,6 +27,7 @@ from elastictrain.events import Cause
 from elastictrain.runtime import preflight
 from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
 from elastictrain.runtime.mailbox import Mailbox
+from elastictrain.runtime.oom_kills import OomKills
 from elastictrain.runtime.protocol import (
     FaultAnnounced,
     FenceReply,
@@ -76,6 +77,7 @@ class Keeper:
         self._boards: dict[str, Arena] = {}
         self._pids: dict[str, int] = {}
         self._watch = ProcessWatch(self._exited)
+        self._kills = OomKills()
         self._lock = threading.Lock()
         self._buddy: Address | None = None
         self._links: dict[int, ReplicaClient] = {}
@@ -160,6 +162,7 @@ class Keeper:
         board = Arena.create(BOARD_BYTES)
         with self._lock:
             self._boards[worker], self._pids[worker] = board, pid
+        self._kills.look()
         self._watch.add(worker, pid)
         return board.ticket, self._server.address
 
@@ -219,6 +222,7 @@ class Keeper:
             board = self._boards.pop(worker)
             del self._pids[worker]
         progress = Board(board.buffer).read()
+        cause = self._kills.explain(cause)
         self._mail.put(WorkerExited(worker, at, cause, progress.generation, progress.step, progress.phase))
         board.close()
 

@@ -82,9 +82,11 @@ class RankProgram:
         self._keeper, self._commit_at = keeper, commit_at
 
     def warm(self) -> str:
-        """Make later engines cheap; returns the address of this process's rendezvous."""
-        samples = [i % len(self._shards) for i in range(self._config.train.micro_batch)]
-        warm(self._workload, self._config, {"tokens": self._shards.read(samples)})
+        """Make later engines cheap; returns the address of this process's rendezvous.
+
+        With a single sample: the micro-batch may not fit, and then it is control's to make it smaller.
+        """
+        warm(self._workload, self._config, {"tokens": self._shards.read([0])})
         tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address
@@ -246,10 +248,10 @@ class RankProgram:
                 part.close()
         self._snapshots = self._line = self._stream = self._engine = self._group = None
 
-    def evaluate(self, storage: str, step: int) -> Evaluation:
+    def evaluate(self, storage: str, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""
         store = CheckpointStore(Storage.open(storage).run(self._config.run.name))
-        return evaluate(self._workload, self._config, self._manifest, store.open(step))
+        return evaluate(self._workload, self._config, self._manifest, store.open(step), micro_batch)
 
 
 class _Clock:

@@ -30,7 +30,7 @@ from elastictrain.events import (
     StragglerFound,
     WorkerStarted,
 )
-from elastictrain.plan.layout import legal_world_sizes
+from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.durable import Due, DurableWriter
@@ -76,6 +76,8 @@ class StartPoint:
     generation: int
     fired: frozenset[int]
     """Planned faults that struck in earlier attempts."""
+    micro_batch: int
+    """The one in force: smaller than train.micro_batch when memory ran out in earlier attempts."""
 
 
 class Supervisor:
@@ -99,7 +101,10 @@ class Supervisor:
         commits = CommitCollector(start.restore.step, start.sample_chain)
         self._story = Story(self._emit, commits, restore, start.layout)
         cause = "resume" if start.restore.step else "start"
-        self._state: State = begin(self._policy(), start.restore, start.generation, cause, time.time())
+        policy = self._policy(start.micro_batch)
+        self._state: State = begin(policy, start.restore, start.generation, cause, time.time())
+        self._layouts: dict[int, dict[str, Any]] = {}
+        """Of each generation that was ever formed, and so of every snapshot."""
         self._durable: DurableWriter | None = None
         self._fencing: Fencing | None = None
         self._forming: Forming | None = None
@@ -124,18 +129,19 @@ class Supervisor:
         self._ticked = 0.0
         self._end: v.End | None = None
 
-    def _policy(self) -> Policy:
+    def _policy(self, micro_batch: int) -> Policy:
         elastic, train = self._config.elastic, self._config.train
+        sizes = legal_world_sizes(train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers)
+        ladder = micro_batch_ladder(train.global_batch, train.micro_batch, sizes)
         return Policy(
             steps=train.steps,
-            world_sizes=legal_world_sizes(
-                train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers
-            ),
+            world_sizes=sizes,
             standby=elastic.standby,
             max_failures=elastic.max_failures,
             replace_timeout_s=elastic.replace_timeout_s,
             wait_timeout_s=elastic.wait_timeout_s,
             unreserved_standby=not self._fleet.on_gpus,
+            micro_batches=tuple(m for m in ladder if m <= micro_batch),
         )
 
     # -------------------------------------------------------------------------------------------------------- loop
@@ -357,7 +363,7 @@ class Supervisor:
             return
         cause = outcome.cause or Cause("unknown", outcome.kind)
         if outcome.kind == "raised":
-            self._blame("user_error", worker, cause, outcome.at, outcome.step)
+            self._blame("oom" if cause.kind == "oom" else "user_error", worker, cause, outcome.at, outcome.step)
             self._tell(v.RankRaised(generation, worker, outcome.step, cause))
         elif outcome.kind == "peers_broken":
             self._note_broken(cause, outcome.at)
@@ -451,7 +457,7 @@ class Supervisor:
         best = fencing.best()
         if best is not None and best[0].step >= (self._durable.written_step if self._durable else -1):
             state, shards = best
-            story.restore(RestoreFrom("memory", state.step, shards), self._layout_of(len(shards)))
+            story.restore(RestoreFrom("memory", state.step, shards), self._layouts[state.generation])
         else:
             story.restore(*self._from_storage())
         self._fence_s, self._phase_began = time.monotonic() - self._phase_began, time.monotonic()
@@ -489,6 +495,7 @@ class Supervisor:
             broken=self._note_broken,
             ended=self._training_ended,
         )
+        self._layouts[order.generation] = self._forming.layout.to_json()
         self._forming.start()
 
     def _formed(self, forming: Forming) -> None:
@@ -504,7 +511,7 @@ class Supervisor:
         )
         self._places = [handle.node for handle in handles]
         phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
-        self._story.begin(forming.order, forming.layout.to_json(), members, phases_s)
+        self._story.begin(forming.order, self._layouts[forming.order.generation], members, phases_s)
         self._watchdog.begin(forming.order.generation)
         self._tell(v.Formed(forming.order.generation))
 
@@ -523,7 +530,7 @@ class Supervisor:
                     step=step,
                     world_size=len(nodes),
                     keepers={rank: self._fleet.nodes[node].keeper for rank, node in enumerate(nodes)},
-                    layout=self._layout_of(len(nodes)),
+                    layout=self._layouts[generation],
                     scalars={"optimizer_step": step},
                     samples=cursor(step, self._config.train.global_batch),
                     sample_chain=commits.chains[step],
@@ -543,9 +550,6 @@ class Supervisor:
         if restored.source == "memory" and restored.step in self._story.commits.losses:
             generation = restored.shards[0].stored.header.generation
             self._make_durable(restored.step, generation, [shard.stored.where for shard in restored.shards])
-
-    def _layout_of(self, world_size: int) -> dict[str, Any]:
-        return self._config.layout(world_size).to_json()
 
     # ------------------------------------------------------------------------------------------------------ ending
 
@@ -572,7 +576,8 @@ class Supervisor:
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""
         ready = next(w for w in self._fleet.workers.values() if w.info is not None)
-        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(self._config.run.storage, step))
+        judged = ready.actor.evaluate.remote(self._config.run.storage, step, self._state.micro_batch)
+        evaluation: Evaluation = ray.get(judged)
         return evaluation
 
     def show(self, status: RunState) -> None:

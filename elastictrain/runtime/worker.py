@@ -100,13 +100,17 @@ class Worker:
         return work()
 
     def _explain(self, error: Exception, generation: int) -> Outcome:
-        from elastictrain.engine.failures import classify
+        from elastictrain.engine.failures import classify, is_out_of_memory
 
         at, step = time.time(), self._board.read().step
         if generation < self._fenced:
             return Outcome("aborted", step, at)
         text = "".join(traceback.format_exception(error))
         line = f"{type(error).__name__}: {error}".splitlines()[0]
+        if is_out_of_memory(error):
+            # the failed pass's activations live in its frames: free them now, not at some later collection
+            traceback.clear_frames(error.__traceback__)
+            return Outcome("raised", step, at, Cause("oom", line, text, type(error).__name__))
         if isinstance(classify(error), PeerLostError | RayError | InfrastructureError | StaleGenerationError):
             return Outcome("peers_broken", step, at, Cause("collective", line, text, type(error).__name__))
         return Outcome("raised", step, at, Cause("exception", line, text, type(error).__name__))
@@ -129,9 +133,9 @@ class Worker:
         signal.signal(signal.SIGTERM, self._ray_handler)
         self._keeper.leave.remote(self._worker, time.time())
 
-    def evaluate(self, storage: str, step: int) -> Evaluation:
+    def evaluate(self, storage: str, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""
-        evaluation: Evaluation = self._training.submit(self._rank.evaluate, storage, step).result()
+        evaluation: Evaluation = self._training.submit(self._rank.evaluate, storage, step, micro_batch).result()
         return evaluation
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import traceback
 
 import pytest
+import torch
 import torch.distributed as dist
 from ranks import Rank, run_team
 from training import ignore, micro_batch, train_config, workload
 
-from elastictrain.engine.failures import classify, peer_loss_named
+from elastictrain.engine.failures import classify, is_out_of_memory, peer_loss_named
 from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
@@ -45,6 +46,18 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, peer_loss_named():
         raise error
     assert caught.value is error
+
+
+def test_a_failed_allocation_is_recognised() -> None:
+    """The real ones of the CPU, and what CUDA and the libraries on it say."""
+    for allocate in (lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught, peer_loss_named():
+            allocate()
+        assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not any(is_out_of_memory(error) for error in [*BROKEN, OWN[0], *OWN[2:]])
 
 
 def fail_in_forward(me: Rank) -> tuple[str, list[float]]:

@@ -40,7 +40,7 @@ class World:
         self.tell(v.NodesJoined(nodes))
 
     def tell(self, seen: v.Observation) -> None:
-        before = self.state
+        before, self.seen = self.state, seen
         self.state, actions = advance(self.state, seen, self.now)
         assert advance(before, seen, self.now) == (self.state, actions), "a decision is a function"
         for action in actions:
@@ -55,7 +55,8 @@ class World:
                 self.alive[worker] = node
                 self.starting.append(worker)
             case v.StopWorker(worker):
-                assert worker not in self.leaving or worker not in self.group, "it holds a rank"
+                failed = isinstance(self.seen, v.FormFailed) and self.seen.worker == worker
+                assert failed or worker not in self.leaving or worker not in self.group, "it holds a rank"
                 self.alive.pop(worker, None)
                 if worker in self.starting:
                     self.starting.remove(worker)
@@ -64,7 +65,7 @@ class World:
                 assert set(survivors) <= set(self.alive)
                 self.fenced_below, self.group, self.pausing = generation, (), False
                 self.answer = v.Fenced(generation, v.RestorePoint("memory", self.committed))
-            case v.Form(generation, workers, restore, _):
+            case v.Form(generation, workers, restore):
                 assert not self.group, "the old group is gone before a new one forms"
                 assert generation >= self.fenced_below
                 assert generation > self.group_generation

@@ -17,6 +17,7 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
 from elastictrain.control.interval import SnapshotInterval
+from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.state import Policy, State
 from elastictrain.control.suspicion import Hang
@@ -75,6 +76,8 @@ class StartPoint:
     generation: int
     fired: frozenset[int]
     """Planned faults that struck in earlier attempts."""
+    seen: tuple[Seen, ...] = ()
+    """What is recorded of the last steps, up to the restored state's."""
 
 
 class Supervisor:
@@ -95,7 +98,7 @@ class Supervisor:
         self._replies = Replies()
         self._roster = Roster(fleet, self._replies, self)
         restore = RestoreFrom(start.restore.source, start.restore.step)
-        commits = CommitCollector(start.restore.step, start.sample_chain)
+        commits = CommitCollector(start.restore.step, start.sample_chain, start.seen)
         self._story = Story(self._emit, commits, restore, start.layout)
         cause = "resume" if start.restore.step else "start"
         self._state: State = begin(self._policy(), start.restore, start.generation, cause, time.time())
@@ -456,6 +459,7 @@ class Supervisor:
             restore=self._story.restored,
             fired=frozenset(self._fired),
             snapshot_every=self._interval.every,
+            seen=self._story.commits.seen_before(order.restore.step + 1),
             formed=self._formed,
             failed=self._form_failed,
             suspect=self._roster.suspect,
@@ -497,7 +501,7 @@ class Supervisor:
                     world_size=len(nodes),
                     keepers={rank: self._fleet.nodes[node].keeper for rank, node in enumerate(nodes)},
                     layout=self._layout_of(len(nodes)),
-                    scalars={"optimizer_step": step},
+                    scalars=commits.scalars[step],
                     samples=cursor(step, self._config.train.global_batch),
                     sample_chain=commits.chains[step],
                     loss=commits.losses[step],

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
-from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError
+from elastictrain.errors import BadLossError, InfrastructureError, PeerLostError, StaleGenerationError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
@@ -103,6 +103,8 @@ class Worker:
         if generation < self._fenced:
             return Outcome("aborted", step, at)
         text = "".join(traceback.format_exception(error))
+        if isinstance(error, BadLossError):
+            return Outcome("raised", step, at, Cause("bad_loss", str(error), "", type(error).__name__))
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         if isinstance(classify(error), PeerLostError | RayError | InfrastructureError | StaleGenerationError):
             return Outcome("peers_broken", step, at, Cause("collective", line, text, type(error).__name__))

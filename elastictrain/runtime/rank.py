@@ -232,6 +232,7 @@ class RankProgram:
         if self._unsaid:
             self._snapshot(step, engine, snapshots)
         snapshots.wait()
+        self._board.write(self._order_of.generation, step + 1, "waiting")
         group.meet()
 
     def order(self, generation: int, news: str) -> None:

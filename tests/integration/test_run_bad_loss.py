@@ -12,7 +12,7 @@ from product import GLOBAL_BATCH, Product, Report, assert_same_training
 
 EVERY_10 = "checkpoint.every=10"
 LONG = ("train.steps=300", EVERY_10)
-SPIKES = ("train.on_spike=skip", "train.spike_threshold=0.5")
+SPIKES = ("train.on_spike=skip", "train.spike_threshold=1", "train.max_bad_steps=64")
 """So low that some steps of a calm run are above it."""
 
 

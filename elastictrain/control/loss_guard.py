@@ -10,7 +10,7 @@ The limit of a step is known before the step begins, so the engine compares on t
 Every rank holds the same guard, fed with the mean over the global batch: all come to the same verdict. A guard made
 from the recorded losses of the last WINDOW steps is the one that saw them happen, so a resume decides alike.
 
-Cost: a sort of WINDOW floats a step, about 20 us; nothing while spikes are ignored.
+Cost: a sort of WINDOW floats a step, about 10 us; nothing while spikes are ignored.
 """
 
 from __future__ import annotations

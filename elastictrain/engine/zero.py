@@ -6,6 +6,8 @@ weights come from the workload's seed or an import, the rate is an argument. Wha
 State that a model keeps outside its trainable parameters (buffers such as running means) is not part of it.
 Each rank builds the whole model in host memory before ZeRO 3 shards it.
 
+A step has one small collective of its own, which shows every rank all losses before the update: about 0.4 ms over gloo.
+
 Cost of a build in a warm process, beside the workload's own: 10 to 30 ms for stages 0 to 2, 0.2 to 0.5 s for stage 3
 (it generates classes for every module).
 """

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception", "oom", "stop", "loop", "skip", "slow", "preempt"]
+FaultKind = Literal["kill", "segfault", "exit", "exception", "oom", "nan", "stop", "loop", "skip", "slow", "preempt"]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
+BadStepAction = Literal["ignore", "stop", "skip", "rollback"]
 
 
 class _Section(BaseModel):
@@ -66,6 +67,17 @@ class TrainSection(_Section):
     """AdamW's epsilon."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Global gradient norm to clip to; 0 turns clipping off."""
+    on_bad_loss: Literal["stop", "skip", "rollback"] = "skip"
+    """What to do about a step whose loss or gradient is NaN or infinite; in no case does it change the weights. `skip`:
+    its samples are used up and training goes on. `rollback`: the same, from the newest durable checkpoint's state, so
+    that the steps since then are undone too. `stop`: the run ends."""
+    on_spike: BadStepAction = "ignore"
+    """What to do about a step whose loss is far above those before; as `on_bad_loss`."""
+    spike_threshold: float = Field(default=8.0, gt=0)
+    """How far above the median of the last 16 losses a spike begins, in standard deviations of the loss from step to
+    step (robustly estimated over 64 steps, and at least 1 % of the median)."""
+    max_bad_steps: int = Field(default=10, ge=1, le=64)
+    """Bad steps in a row at which the run stops, whatever on_bad_loss and on_spike say."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more compute."""
     sample_tokens: int = Field(default=64, ge=0)
@@ -223,9 +235,10 @@ class Fault(_Section):
     """Rank that it strikes."""
     kind: FaultKind = "kill"
     """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), oom (so
-    too, as torch does when an allocation fails: each fault halves the micro-batch once), stop (SIGSTOP), loop (compute
-    for ever), skip (leave out the next collective), slow (from now on, `seconds` more in each forward and backward
-    pass) or preempt (SIGTERM: the worker leaves at a step boundary)."""
+    too, as torch does when an allocation fails: each fault halves the micro-batch once), nan (the loss of its first
+    micro-batch becomes NaN, whatever the phase), stop (SIGSTOP), loop (compute for ever), skip (leave out the next
+    collective), slow (from now on, `seconds` more in each forward and backward pass) or preempt (SIGTERM: the worker
+    leaves at a step boundary)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
     seconds: float = Field(default=0.1, gt=0)
@@ -311,6 +324,7 @@ class TrainConfig(_Section):
 FREE_TO_CHANGE = frozenset(
     {"run.storage", "train.steps", "train.micro_batch", "train.activation_checkpointing"}
     | {"train.sample_tokens", "train.sample_prompt", "data.validation_samples", "faults"}
+    | {"train.on_bad_loss", "train.on_spike", "train.spike_threshold", "train.max_bad_steps"}
     | {f"{s}.*" for s in ("parallel", "elastic", "cluster", "snapshot", "checkpoint", "tracking")}
 )
 """What a run may be continued with other values of: nothing that changes the samples, the model or the optimisation."""

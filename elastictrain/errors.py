@@ -45,6 +45,13 @@ class DataError(ElasticTrainError):
     exit_code = 2
 
 
+class BadLossError(ElasticTrainError):
+    """A loss or gradient is no number, or the loss spiked, and the config says to stop then."""
+
+    fault = "user"
+    exit_code = 4
+
+
 class InfrastructureError(ElasticTrainError):
     """The cluster can't give what the run needs: nodes, ports, disk, memory."""
 

@@ -21,13 +21,16 @@ Source = Literal["memory", "durable", "fresh"]
 
 RunStatus = Literal["running", "complete", "stopped", "failed"]
 
+SkipReason = Literal["loss", "gradient", "spike"]
+"""A loss that is NaN or infinite, a gradient that is, or a loss far above those before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why a worker or a run failed, as near to the truth as can be known."""
 
     kind: str
-    """signal, exit, exception, node_lost, hang, oom, engine, storage, unknown"""
+    """signal, exit, exception, bad_loss, node_lost, hang, oom, engine, storage, unknown"""
     message: str
     """One line: 'SIGKILL', 'exit code 1', 'ValueError: ...'."""
     traceback: str = ""
@@ -103,6 +106,18 @@ class GenerationStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """A step that used its samples up and left the weights alone, or put older ones back."""
+
+    reason: SkipReason
+    limit: float | None
+    """The highest loss that would have been no spike (reason spike)."""
+    first_step: int
+    """The state after the step is that after first_step - 1: first_step is the step itself, or after a roll-back to a
+    checkpoint the one after that checkpoint's."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepCommitted:
     """All shards of the state after this step are in keepers' memory (and at the buddies)."""
 
@@ -125,6 +140,8 @@ class StepCommitted:
     """Longest wait of any rank for its batches."""
     snapshot_stall_s: float
     """Longest time that any rank's training thread waited for a snapshot's copy or its replicas."""
+    skipped: Skip | None = None
+    """None for a step whose update was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +343,8 @@ def decode(data: dict[str, Any]) -> Event | None:
     known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
     if isinstance(known.get("cause"), dict):
         known["cause"] = Cause(**known["cause"])
+    if isinstance(known.get("skipped"), dict):
+        known["skipped"] = Skip(**known["skipped"])
     if "members" in known:
         known["members"] = tuple(Member(**m) for m in known["members"])
     if "ranks" in known:

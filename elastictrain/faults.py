@@ -23,13 +23,14 @@ class FaultPlan:
         self._faults = [(index, fault) for index, fault in faults if fault.rank == rank]
         self._announce = announce
         self._slow_s = 0.0
+        self._nan_due = False
 
     def strike(self, step: int, phase: FaultPhase) -> None:
         """Do what the plan says for this step and phase; returns if that is nothing, or nothing deadly."""
         if self._slow_s and phase in ("forward", "backward"):
             time.sleep(self._slow_s)
         for index, fault in self._faults:
-            if fault.at == step and fault.phase == phase:
+            if fault.at == step and phase == ("forward" if fault.kind == "nan" else fault.phase):
                 self._faults = [f for f in self._faults if f[0] != index]
                 self._announce(index, step)
                 match fault.kind:
@@ -55,6 +56,13 @@ class FaultPlan:
                         from torch import OutOfMemoryError
 
                         raise OutOfMemoryError(f"planned fault {index}: out of memory at step {step}")
+                    case "nan":
+                        self._nan_due = True
+
+    def nan_due(self) -> bool:
+        """Whether a fault of kind `nan` has struck since the last call."""
+        due, self._nan_due = self._nan_due, False
+        return due
 
 
 def _compute_for_ever() -> None:

@@ -21,13 +21,15 @@ from elastictrain.events import (
     Recovered,
     RunEnded,
     RunStarted,
+    Skip,
+    StepCommitted,
     StragglerFound,
     Warned,
     WorkerStarted,
 )
 from elastictrain.plan.layout import Layout
 from elastictrain.status import Status
-from elastictrain.tracking.wording import bytes_text, count_text, seconds_text
+from elastictrain.tracking.wording import bytes_text, count_text, seconds_text, skip_text
 
 
 class Narrator:
@@ -61,6 +63,9 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
         case GenerationStarted():
             world = f"{count_text(event.world_size, 'worker')}, {Layout(**event.layout)}"
             return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
+        case StepCommitted(skipped=Skip() as skip):
+            undone = f"; back to the state after step {skip.first_step - 1}" if skip.first_step < event.step else ""
+            return f"{_step(event.step)}skipped: {skip_text(skip.reason, event.loss, skip.limit)}{undone}"
         case FaultInjected():
             return f"{_step(event.step)}planned fault: {event.kind} rank {event.rank}"
         case FailureDetected():

@@ -28,11 +28,12 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
+from elastictrain.control.loss_guard import WINDOW
 from elastictrain.control.vocabulary import End, RestorePoint
 from elastictrain.data.corpus import find_documents
 from elastictrain.data.order import EMPTY_CHAIN
 from elastictrain.data.prepare import prepare
-from elastictrain.errors import ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
+from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
     Cause,
     CheckpointRejected,
@@ -56,7 +57,7 @@ from elastictrain.runtime.live import Live
 from elastictrain.runtime.supervisor import StartPoint, Supervisor
 from elastictrain.runtime.tracker import start_tracker, tracking_uri
 from elastictrain.status import Status
-from elastictrain.tracking.committed import doubt, written_checkpoints
+from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
 from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.in_force import micro_batch_in_force
@@ -244,7 +245,10 @@ class ElasticTrainer:
             return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired, micro_batch)
         restore = RestorePoint("durable", found.step)
         manifest = found.manifest
-        return StartPoint(restore, manifest.sample_chain, dict(manifest.layout), generation, fired, micro_batch)
+        standing = committed_steps(earlier).standing
+        seen = tuple((e.loss, e.skipped is not None) for e in standing if e.step <= found.step)[-WINDOW:]
+        layout = dict(manifest.layout)
+        return StartPoint(restore, manifest.sample_chain, layout, generation, fired, micro_batch, seen)
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps
@@ -449,6 +453,8 @@ def _end_of(error: BaseException) -> End:
 
 
 def _error(cause: Cause) -> ElasticTrainError:
+    if cause.kind == "bad_loss":
+        return BadLossError(cause.message)
     if cause.kind == "exception":
         return UserCodeError(f"{cause.traceback.rstrip() or cause.message}\n\nThe run ended because of this exception.")
     return InfrastructureError(f"{cause.message}")

@@ -1,6 +1,7 @@
 """What people read while a run trains, on a terminal and in a file."""
 
 import io
+import math
 import re
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from elastictrain.events import (
     Recovered,
     RunEnded,
     RunStarted,
+    Skip,
     StepCommitted,
     Warned,
     WorkerStarted,
@@ -111,6 +113,10 @@ def test_an_event_in_words(event: Event, sentence: str) -> None:
 def test_committed_steps_and_removed_checkpoints_are_not_news() -> None:
     step = StepCommitted(1, 0, 1, 2.0, "", 16, 2048, 0, 1, 1e-3, 1, 0, 0)
     assert Narrator().tell(step) is None
+    skipped = replace(step, step=12, loss=math.nan, skipped=Skip("loss", None, 12))
+    assert Narrator().tell(skipped) == "step 12  skipped: loss nan"
+    spike = replace(step, step=12, loss=9.31, skipped=Skip("spike", 3.2, 11))
+    assert Narrator().tell(spike) == "step 12  skipped: loss 9.31 above 3.2; back to the state after step 10"
     assert Narrator().tell(CheckpointRemoved(0, 50, "u")) is None
 
 

@@ -175,6 +175,8 @@ def _fail(state: State, cause: Cause, step: int) -> Decision:
         if error == state.last_error:
             return _give_up(state, cause)
         state = replace(state, last_error=error)
+    if cause.kind == "bad_loss":  # a verdict, not an accident: to try again is not what was asked for
+        return _give_up(state, cause)
     if state.strikes > state.policy.max_failures:
         return _give_up(state, cause)
     return _fence(state, cause.message)

@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -135,6 +136,18 @@ class RankGroup:
         if self._shared is None:
             raise PeerLostError(f"rank {self.rank} is in no group")
         return self._shared
+
+    def from_rank_0(self, choose: Callable[[], int]) -> int:
+        """What `choose` gives on rank 0, on all ranks; all call this together."""
+        box = [choose() if self.rank == 0 else 0]
+        with peer_loss_named():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def meet(self) -> None:
+        """Wait for all ranks to come here."""
+        with peer_loss_named():
+            dist.barrier()
 
     def abort(self) -> None:
         """Break every collective of this process, blocked or to come; callable from any thread, and more than once.

@@ -6,6 +6,8 @@ weights come from the workload's seed or an import, the rate is an argument. Wha
 State that a model keeps outside its trainable parameters (buffers such as running means) is not part of it.
 Each rank builds the whole model in host memory before ZeRO 3 shards it.
 
+A step has one small collective of its own, which shows every rank all losses before the update: about 0.4 ms over gloo.
+
 Cost of a build in a warm process, beside the workload's own: 10 to 30 ms for stages 0 to 2, 0.2 to 0.5 s for stage 3
 (it generates classes for every module).
 """
@@ -17,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
@@ -92,6 +95,7 @@ class ZeroEngine:
         micro_batches: Sequence[tuple[int, Batch]],
         *,
         learning_rate: float,
+        loss_limit: float = math.inf,
         before_update: Callable[[], None],
         on_phase: Callable[[Phase], None],
     ) -> StepResult:
@@ -108,6 +112,9 @@ class ZeroEngine:
                 loss = self._workload.loss(self._engine, self._placed(batch))
                 losses.append(loss.detach().float())
                 on_phase("backward")
+                if position == len(micro_batches):
+                    everyones = self._everyones(torch.stack(losses))
+                    loss = loss * _veto(everyones, loss_limit, loss.dtype)
                 self._engine.backward(loss)
             before_update()
             on_phase("update")
@@ -115,7 +122,9 @@ class ZeroEngine:
                 group["lr"] = learning_rate
             grad_norm = self._update()
             self._exporter.mark_updated()
-            return StepResult(tuple(torch.stack(losses).tolist()), grad_norm)
+            updated = math.isfinite(grad_norm)
+            self._optimizer_step += updated
+            return StepResult(tuple(torch.stack(losses).tolist()), tuple(everyones.tolist()), grad_norm, updated)
 
     def tensors(self) -> tuple[LogicalTensor, ...]:
         """See `base.Engine.tensors`."""
@@ -154,7 +163,13 @@ class ZeroEngine:
             placed[name] = tensor.to(self._device.torch_device, dtype, non_blocking=True)
         return placed
 
+    def _everyones(self, losses: Tensor) -> Tensor:
+        gathered = losses.new_empty(self._layout.world_size * len(losses))
+        dist.all_gather_into_tensor(gathered, losses)
+        return gathered
+
     def _update(self) -> float:
+        """Make the update unless the norm of the gradient is not finite; returns the norm, inf when it is not made."""
         if self._clip is not None:
             norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._clip))
             if not math.isfinite(norm):
@@ -164,5 +179,14 @@ class ZeroEngine:
         else:
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
-        self._optimizer_step += self._engine.was_step_applied()
+            if not self._engine.was_step_applied():
+                return math.inf
         return norm
+
+
+def _veto(losses: Tensor, limit: float, dtype: torch.dtype) -> Tensor:
+    """1, or NaN when no update may be made: as a factor of the loss it spoils every gradient, and every stage of ZeRO
+    refuses the update of a gradient that is not finite, and clears it. Computed on the device, which nobody waits for.
+    """
+    mean = losses.double().mean()
+    return torch.where(mean.isfinite() & (mean <= limit), 1.0, math.nan).to(dtype)

@@ -7,9 +7,10 @@ does not depend on how the ranks were laid out.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 
+from elastictrain.control.loss_guard import WINDOW, Seen, mean_loss
 from elastictrain.data.order import chain
 from elastictrain.events import StepCommitted
 from elastictrain.runtime.protocol import StepRecord, unpack_records
@@ -19,12 +20,16 @@ from elastictrain.state.tensors import ShardHeader
 class CommitCollector:
     """Collects shard headers of one generation after another."""
 
-    def __init__(self, step: int, sample_chain: str) -> None:
+    def __init__(self, step: int, sample_chain: str, seen: Sequence[Seen] = ()) -> None:
+        """`seen` is what was recorded of the last steps up to this one."""
         self.step = step
         self.chains: dict[int, str] = {step: sample_chain}
         self.losses: dict[int, float] = {}
         self.own_s: dict[int, deque[float]] = {}
         """Seconds of each rank's own work in the last steps of this generation."""
+        self.scalars: dict[int, Mapping[str, int | float]] = {}
+        """Of the state after each step of which there was a snapshot."""
+        self._seen = dict(enumerate(seen, start=step - len(seen) + 1))
         self._generation = -1
         self._world_size = 0
         self._held: dict[int, set[int]] = defaultdict(set)
@@ -39,11 +44,16 @@ class CommitCollector:
         self._records.clear()
         self.own_s = {rank: deque(maxlen=_RECENT) for rank in range(world_size)}
 
+    def seen_before(self, step: int) -> tuple[Seen, ...]:
+        """What a guard must know to go on at this step."""
+        return tuple(self._seen[s] for s in range(step - WINDOW, step) if s in self._seen)
+
     def add(self, header: ShardHeader, now: float) -> list[StepCommitted]:
         """Take one rank's snapshot; returns the steps that it completes, in order."""
         if header.generation != self._generation or header.step <= self.step:
             return []
         self._held[header.step].add(header.rank)
+        self.scalars[header.step] = header.scalars
         for record in unpack_records(header.note):
             self._records[record.step][header.rank] = record
         complete = max(
@@ -62,9 +72,10 @@ class CommitCollector:
         samples = [sample for _, _, ids in micro_batches for sample in ids]
         losses = [loss for _, loss, _ in micro_batches]
         self.chains[step] = chain(self.chains[step - 1], samples)
-        self.chains.pop(step - _REMEMBERED, None)
-        self.losses.pop(step - _REMEMBERED, None)
-        self.losses[step] = math.fsum(losses) / len(losses)
+        self.losses[step] = mean_loss(losses)
+        self._seen[step] = self.losses[step], records[0].skipped is not None
+        for remembered in (self.chains, self.losses, self.scalars, self._seen):
+            remembered.pop(step - _REMEMBERED, None)
         self.step = step
         self._records.pop(step)
         self._held.pop(step, None)
@@ -82,6 +93,7 @@ class CommitCollector:
             grad_norm=records[0].grad_norm,
             data_wait_s=max(r.data_wait_s for r in records),
             snapshot_stall_s=max(r.snapshot_stall_s for r in records),
+            skipped=records[0].skipped,
         )
 
 

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from elastictrain.config import TrainConfig
+from elastictrain.control.loss_guard import Seen
 from elastictrain.control.restore import ring
 from elastictrain.control.vocabulary import Form
 from elastictrain.events import Cause
@@ -47,6 +48,8 @@ class Forming:
     fired: frozenset[int]
     """Planned faults that have struck already."""
     snapshot_every: int
+    seen: tuple[Seen, ...]
+    """What is recorded of the last steps before the restored state's."""
     formed: Callable[[Forming], None]
     failed: Callable[[str | None, Cause], None]
     suspect: Callable[[str, Cause], None]
@@ -76,7 +79,7 @@ class Forming:
         )
         restore = ray.put(self.restore)
         for rank, handle in enumerate(handles):
-            part = FormOrder(order.generation, rank, self.layout, rendezvous, faults, self.snapshot_every)
+            part = FormOrder(order.generation, rank, self.layout, rendezvous, faults, self.snapshot_every, self.seen)
             self.replies.expect(
                 handle.actor.form.remote(part, restore),
                 lambda reply, name=handle.name: self._joined(name, reply),  # type: ignore[misc]

@@ -54,7 +54,9 @@ class Live:
                 self._recent.clear()
                 self.message = ""
             case StepCommitted():
-                self.step, self.loss, self.status = event.step, event.loss, "running"
+                self.step, self.status = event.step, "running"
+                if event.skipped is None:
+                    self.loss = event.loss
                 step_s = event.finished_at - event.begun_at
                 self._compute_s += step_s - event.data_wait_s - event.snapshot_stall_s
                 self._recent.append((event.finished_at, event.num_tokens))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.checkpoint.vault import StoredShard
 from elastictrain.config import Fault
-from elastictrain.events import Cause, Source
+from elastictrain.control.loss_guard import Seen
+from elastictrain.events import Cause, Skip, Source
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.preflight import Preflight
@@ -34,6 +35,7 @@ class StepRecord:
     snapshot_stall_s: float
     blocked_s: float = 0.0
     """Time spent waiting for peers in collectives."""
+    skipped: Skip | None = None
 
     @property
     def own_s(self) -> float:
@@ -48,10 +50,13 @@ def pack_records(records: list[StepRecord]) -> str:
 
 def unpack_records(note: str) -> list[StepRecord]:
     """Inverse of `pack_records`."""
-    return [
-        StepRecord(**{**row, "micro_batches": tuple((g, loss, tuple(ids)) for g, loss, ids in row["micro_batches"])})
-        for row in json.loads(note or "[]")
-    ]
+    return [_record(row) for row in json.loads(note or "[]")]
+
+
+def _record(row: dict[str, Any]) -> StepRecord:
+    row["micro_batches"] = tuple((g, loss, tuple(ids)) for g, loss, ids in row["micro_batches"])
+    row["skipped"] = Skip(**row["skipped"]) if row["skipped"] else None
+    return StepRecord(**row)
 
 
 # ---------------------------------------------------------------------------------------------- keeper -> supervisor
@@ -172,6 +177,8 @@ class FormOrder:
     faults: tuple[tuple[int, Fault], ...]
     snapshot_every: int
     """Steps between snapshots, to begin with."""
+    seen: tuple[Seen, ...]
+    """What is recorded of the last steps before the first of this generation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.waits import tell_waits
 from elastictrain.engine.warm import warm
 from elastictrain.engine.zero import build_engine
-from elastictrain.errors import PeerLostError
+from elastictrain.errors import BadLossError, PeerLostError
 from elastictrain.faults import FaultPlan
+from elastictrain.runtime.bad_steps import BadSteps
 from elastictrain.runtime.board import Board
 from elastictrain.runtime.evaluate import evaluate
 from elastictrain.runtime.protocol import (
@@ -38,6 +39,7 @@ from elastictrain.runtime.protocol import (
     StepRecord,
     pack_records,
 )
+from elastictrain.runtime.spoiled import SpoiledWorkload
 from elastictrain.storage import Storage
 from elastictrain.workloads import build_workload
 
@@ -105,19 +107,23 @@ class RankProgram:
         self._group = RankGroup(order.rendezvous, order.generation, order.rank, layout.world_size)
         self._group.form()
         clock.lap("rendezvous")
-        engine = self._engine = build_engine(self._workload, self._config, layout, self._group)
+        self._faults = FaultPlan(order.faults, order.rank, self._announce)
+        workload = self._workload
+        if any(fault.kind == "nan" for _, fault in order.faults):
+            workload = SpoiledWorkload(workload, self._faults.nan_due)
+        engine = self._engine = build_engine(workload, self._config, layout, self._group)
         clock.lap("engine")
+        store = CheckpointStore(Storage.open(self._config.run.storage).run(self._config.run.name))
         if restore.source == "memory":
             shards = [replace(s, address=None) if s.stored.where == self._node else s for s in restore.shards]
             engine.import_state(memory_source(shards, self._token))
         elif restore.source == "durable":
-            store = CheckpointStore(Storage.open(self._config.run.storage).run(self._config.run.name))
             engine.import_state(store.open(restore.step))
         clock.lap("restore")
+        self._bad_steps = BadSteps(self._config, order.seen, engine, self._group, store)
         self._line = ReplicaClient(self._commit_at, self._token)
         attached = self._keeper.attach.remote(order.generation, order.rank, layout.world_size, engine.shard_index())
         self._stream = TokenStream(self._shards, self._order, layout, order.rank, self._first_step)
-        self._faults = FaultPlan(order.faults, order.rank, self._announce)
         self._snapshots = SnapshotWriter(
             ray.get(attached), order.generation, order.rank, layout.world_size, self._line.commit
         )
@@ -144,7 +150,11 @@ class RankProgram:
         tidy_at = self._first_step + TIDY_AFTER_STEPS
         while step < config.train.steps and not paused:
             step += 1
-            self._unsaid.append(self._step(step, engine, stream, snapshots))
+            try:
+                self._unsaid.append(self._step(step, engine, stream, snapshots))
+            except BadLossError:
+                self._keep(step - 1, engine, snapshots, group)
+                raise
             paused = self._hear(group.news(step))
             due = step % self._snapshot_every == 0 or step % config.checkpoint.every == 0
             if due or paused or step == config.train.steps:
@@ -187,9 +197,13 @@ class RankProgram:
         result = engine.train_step(
             [(dropout_seed(seed, step, micro.global_index), {"tokens": tokens}) for micro, tokens in batches],
             learning_rate=rate,
+            loss_limit=self._bad_steps.loss_limit,
             before_update=before_update,
             on_phase=on_phase,
         )
+        if not result.updated:
+            self._board.write(generation, step, "waiting")
+        skipped = self._bad_steps.settle(step, result)
         micro_batches = tuple(
             (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(batches, result.losses, strict=True)
         )
@@ -205,6 +219,7 @@ class RankProgram:
             data_wait_s=stream.last_wait_s,
             snapshot_stall_s=stall_s,
             blocked_s=self._board.blocked_s - blocked_s,
+            skipped=skipped,
         )
 
     def _snapshot(self, step: int, engine: Engine, snapshots: SnapshotWriter) -> None:
@@ -213,6 +228,14 @@ class RankProgram:
         self._faults.strike(step, "snapshot")
         snapshots.begin(step, engine.export_into, engine.scalars(), pack_records(self._unsaid))
         self._unsaid = []
+
+    def _keep(self, step: int, engine: Engine, snapshots: SnapshotWriter, group: RankGroup) -> None:
+        """Before a stop: see that the keepers have all ranks' state after this step, which is the engine's still."""
+        if self._unsaid:
+            self._snapshot(step, engine, snapshots)
+        snapshots.wait()
+        self._board.write(self._order_of.generation, step + 1, "waiting")
+        group.meet()
 
     def order(self, generation: int, news: str) -> None:
         """Announce `pause`, or a new `snapshot_every`, to all ranks in the next update.

@@ -17,6 +17,7 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
 from elastictrain.control.interval import SnapshotInterval
+from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.state import Policy, State
 from elastictrain.control.suspicion import Hang
@@ -78,6 +79,8 @@ class StartPoint:
     """Planned faults that struck in earlier attempts."""
     micro_batch: int
     """The one in force: smaller than train.micro_batch when memory ran out in earlier attempts."""
+    seen: tuple[Seen, ...] = ()
+    """What is recorded of the last steps, up to the restored state's."""
 
 
 class Supervisor:
@@ -98,7 +101,7 @@ class Supervisor:
         self._replies = Replies()
         self._roster = Roster(fleet, self._replies, self)
         restore = RestoreFrom(start.restore.source, start.restore.step)
-        commits = CommitCollector(start.restore.step, start.sample_chain)
+        commits = CommitCollector(start.restore.step, start.sample_chain, start.seen)
         self._story = Story(self._emit, commits, restore, start.layout)
         cause = "resume" if start.restore.step else "start"
         policy = self._policy(start.micro_batch)
@@ -489,6 +492,7 @@ class Supervisor:
             restore=self._story.restored,
             fired=frozenset(self._fired),
             snapshot_every=self._interval.every,
+            seen=self._story.commits.seen_before(order.restore.step + 1),
             formed=self._formed,
             failed=self._form_failed,
             suspect=self._roster.suspect,
@@ -531,7 +535,7 @@ class Supervisor:
                     world_size=len(nodes),
                     keepers={rank: self._fleet.nodes[node].keeper for rank, node in enumerate(nodes)},
                     layout=self._layouts[generation],
-                    scalars={"optimizer_step": step},
+                    scalars=commits.scalars[step],
                     samples=cursor(step, self._config.train.global_batch),
                     sample_chain=commits.chains[step],
                     loss=commits.losses[step],

@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
-from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError
+from elastictrain.errors import BadLossError, InfrastructureError, PeerLostError, StaleGenerationError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
@@ -106,6 +106,8 @@ class Worker:
         if generation < self._fenced:
             return Outcome("aborted", step, at)
         text = "".join(traceback.format_exception(error))
+        if isinstance(error, BadLossError):
+            return Outcome("raised", step, at, Cause("bad_loss", str(error), "", type(error).__name__))
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         if is_out_of_memory(error):
             # the failed pass's activations live in its frames: free them now, not at some later collection

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite, nan
 
 from elastictrain.events import CheckpointRemoved, CheckpointWritten, Event, GenerationStarted, StepCommitted
 from elastictrain.state.manifest import Manifest
@@ -58,6 +59,7 @@ def doubt(events: Iterable[Event], manifest: Manifest) -> str:
     step = next((s for s in reversed(committed_steps(events).standing) if s.step == manifest.step), None)
     if step is None:
         return f"the run has not come to step {manifest.step}"
-    if (repr(step.loss), step.sample_chain) != (repr(manifest.loss), manifest.sample_chain):  # repr: NaN is NaN
+    loss = step.loss if isfinite(step.loss) else nan  # the manifest knows no infinity
+    if (repr(loss), step.sample_chain) != (repr(manifest.loss), manifest.sample_chain):  # repr: NaN is NaN
         return f"it is not the run's step {manifest.step}: its loss or its samples differ"
     return ""

@@ -14,7 +14,7 @@ from string import Template
 from typing import Any
 
 from elastictrain.tracking.chart import loss_chart
-from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text
+from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text, skip_text
 
 Report = dict[str, Any]
 
@@ -45,6 +45,7 @@ def render_html(report: Report) -> str:
             _curve(report),
             _ledger(report),
             _failures(report),
+            _skipped_steps(report),
             _generations(report),
             _checkpoints(report),
             _troubles(report),
@@ -172,6 +173,24 @@ def _failures(report: Report) -> str:
         )
     head = (">at", ">step", "cause", "where", ">detected", ">recovered", ">lost steps", "continued")
     return _card("Failures", _table(head, rows))
+
+
+def _skipped_steps(report: Report) -> str:
+    """Steps that did not count; no card where there are none."""
+    rows = []
+    for skip in report["skipped_steps"]:
+        alone = skip["first_step"] == skip["step"]
+        last_sample = skip["first_sample"] + skip["num_samples"] - 1
+        rows.append(
+            (
+                seconds_text(skip["at_s"]),
+                f"{skip['step']:,}",
+                escape(skip_text(skip["reason"], skip["loss"], skip["limit"])),
+                f"{skip['first_sample']:,} to {last_sample:,}",
+                "weights as they were" if alone else f"back to the state after step {skip['first_step'] - 1:,}",
+            )
+        )
+    return _card("Skipped steps", _table((">at", ">step", "why", "samples", "then"), rows)) if rows else ""
 
 
 def _generations(report: Report) -> str:

@@ -7,6 +7,7 @@ be NaN or infinite, so write the dict with `exact_json.dumps`. O(events); about 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -64,6 +65,7 @@ def build_report(events: Sequence[Event], now: float | None = None) -> dict[str,
         "sample_digest": steps[-1].sample_chain if steps else "",
         "generations": [g for attempt in attempts for g in _generations(attempt, begun_at)],
         "failures": failures,
+        "skipped_steps": _skipped_steps(steps, begun_at),
         "lost_steps": _lost_steps(attempts),
         "median_recovery_s": median(recoveries_s) if recoveries_s else None,
         "goodput": {**ledger.seconds, "wall_s": ledger.wall_s, "ratio": ledger.ratio},
@@ -138,6 +140,26 @@ def _generations(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
         }
         for e in attempt.events
         if isinstance(e, GenerationStarted)
+    ]
+
+
+def _skipped_steps(steps: Sequence[StepCommitted], begun_at: float) -> list[dict[str, Any]]:
+    """What did not count, and where in the sample order its samples are."""
+    consumed = list(accumulate((s.num_samples for s in steps), initial=0))  # before each of the steps
+    before = {s.step: samples for s, samples in zip(steps, consumed)}
+    return [
+        {
+            "step": s.step,
+            "first_step": s.skipped.first_step,
+            "reason": s.skipped.reason,
+            "loss": s.loss,
+            "limit": s.skipped.limit,
+            "first_sample": before[s.skipped.first_step],
+            "num_samples": before[s.step] + s.num_samples - before[s.skipped.first_step],
+            "at_s": s.finished_at - begun_at,
+        }
+        for s in steps
+        if s.skipped
     ]
 
 

@@ -19,6 +19,13 @@ def seconds_text(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def skip_text(reason: str, loss: float, limit: float | None) -> str:
+    """Why a step did not count: 'loss nan', 'loss 9.31 above 3.2', 'gradient not finite'."""
+    if reason == "gradient":
+        return "gradient not finite"
+    return f"loss {loss:.4g}" + ("" if limit is None else f" above {limit:.4g}")
+
+
 def layout_text(generation: dict[str, Any]) -> str:
     """A generation's layout in words: '2 workers, dp 2, zero_stage 1, ...'."""
     return ", ".join(

@@ -302,6 +302,13 @@ def test_the_same_exception_at_the_same_step_ends_the_run() -> None:
     assert world.end == v.End("failed", bug)
 
 
+def test_a_verdict_on_the_loss_ends_the_run_at_once() -> None:
+    world = running()
+    verdict = Cause("bad_loss", "the loss of step 7 is nan", "", "BadLossError")
+    world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, verdict))
+    assert world.end == v.End("failed", verdict)
+
+
 def test_failures_in_a_row_end_the_run_and_progress_clears_them() -> None:
     world = running()
     for _ in range(3):

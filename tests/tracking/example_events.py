@@ -22,6 +22,7 @@ from elastictrain.events import (
     Recovered,
     RunEnded,
     RunStarted,
+    Skip,
     StepCommitted,
     Warned,
     WorkerStarted,
@@ -81,7 +82,7 @@ class Story:
         )
         return self
 
-    def steps(self, count: int, step_s: float = 0.5, loss: float | None = None) -> Story:
+    def steps(self, count: int, step_s: float = 0.5, loss: float | None = None, skipped: Skip | None = None) -> Story:
         for _ in range(count):
             self.step += 1
             self.chain = hashlib.sha256(f"{self.chain}{self.step}".encode()).hexdigest()
@@ -101,6 +102,7 @@ class Story:
                     grad_norm=1.25,
                     data_wait_s=0.004,
                     snapshot_stall_s=0.002,
+                    skipped=skipped,
                 )
             )
             self.clock += step_s + 0.01
@@ -208,5 +210,5 @@ def full_story(run: str = "demo") -> Story:
     story.trouble().kill(rank=0).recover(recovery_s=0.9, world_size=1).steps(9)
     story.wait(12)
     story.start(startup_s=4.0).generation(world_size=2, first_step=101, cause="resume").steps(60).checkpoint()
-    story.steps(40).checkpoint()
+    story.steps(19).steps(1, skipped=Skip("spike", 3.2, 161)).steps(20).checkpoint()
     return story.evaluate().end()

@@ -53,6 +53,8 @@ def test_the_page_says_what_happened() -> None:
     page = Balanced(render_html(build_report(full_story().events)))
     for text in ("demo", "complete", "1.930", "gzip -9: 2.210", "SIGKILL", "bit_exact from memory", "def main():"):
         assert text in page.text
+    for text in ("Skipped steps", "above 3.2", "2,560 to 2,879", "back to the state after step 160"):
+        assert text in page.text
     for bucket in ("compute", "lost", "recovery", "wall time"):
         assert bucket in page.text
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_events import Story, full_story
+from example_events import START_AT, Story, full_story
 
-from elastictrain.events import Cause, CheckpointWritten, RunStarted
+from elastictrain.events import Cause, CheckpointWritten, RunStarted, Skip
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.report import REPORT_VERSION, build_report
 
@@ -79,6 +79,25 @@ def test_a_loss_of_a_rolled_back_step_is_the_one_that_counts() -> None:
     check_invariants(report)
     assert report["loss"][:7] == [[s, 9.0] for s in range(1, 8)]
     assert report["loss"][8:] == [[s, 1.0] for s in (9, 10, 11)]
+
+
+def test_skipped_steps_say_which_samples_did_not_count() -> None:
+    story = Story().start().generation().steps(4).steps(1, loss=math.nan, skipped=Skip("loss", None, 5)).steps(2)
+    story.kill().recover(lost=4).steps(4).steps(1, loss=9.5, skipped=Skip("spike", 3.25, 7))
+    report = build_report(story.events)
+    check_invariants(report)
+    assert report["skipped_steps"] == [  # step 5 was done again, and then it counted
+        {
+            "step": 10,
+            "first_step": 7,
+            "reason": "spike",
+            "loss": 9.5,
+            "limit": 3.25,
+            "first_sample": 6 * 16,
+            "num_samples": 4 * 16,
+            "at_s": story.clock - 0.01 - START_AT,
+        }
+    ]
 
 
 def test_two_failures_healed_by_one_recovery() -> None:

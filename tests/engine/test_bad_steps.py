@@ -1,0 +1,91 @@
+"""A step that must not count leaves the state bit for bit as it was, at every stage, whichever rank saw it first.
+
+About 30 s.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import Rank, run_team
+from training import FolderSource, ignore, micro_batch, save_shard, train_config, workload
+
+from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.runtime.spoiled import SpoiledWorkload
+
+KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
+
+
+class Spoiler:
+    """Says when the loss of a micro-batch is to be NaN, on this rank alone; counts the micro-batches."""
+
+    def __init__(self) -> None:
+        self.at = -1
+        self.count = 0
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return self.count == self.at
+
+
+def take(engine: ZeroEngine, me: Rank, step: int, **options: Any) -> Any:
+    batches = [micro_batch(step, 3 * me.index + j) for j in range(3)]
+    return engine.train_step(batches, learning_rate=1e-2, before_update=ignore, on_phase=ignore, **options)
+
+
+def exported(engine: ZeroEngine) -> torch.Tensor:
+    buffer = torch.full((engine.shard_index().numel,), torch.nan)
+    engine.export_into(buffer)
+    return buffer
+
+
+def bad_steps(me: Rank, folder: Path, stage: int, dtype: str) -> None:
+    """Good steps with bad ones between: the states and losses are those of the good steps alone."""
+    config = train_config(stage, dtype)
+    stories = []
+    for generation, disturbed in enumerate((False, True)):
+        group = me.group(generation, (0, 1))
+        group.form()
+        spoiler = Spoiler()
+        engine = build_engine(SpoiledWorkload(workload(config), spoiler), config, config.layout(2), group)
+        told: list[Any] = []
+        for step in (1, 2, 3):
+            told.append(take(engine, me, step))
+            if step == 1:
+                save_shard(engine, folder / f"{generation}", me.index)
+                me.meet()
+            if not disturbed:
+                continue
+            before, scalars = exported(engine), dict(engine.scalars())
+            # the first micro-batch of rank 1, the last of rank 0, and a loss that is too high for both
+            for rank, micro in ((1, 1), (0, 3)):
+                spoiler.at = spoiler.count + micro if me.index == rank else -1
+                result = take(engine, me, 10 + step)
+                assert (result.updated, result.grad_norm) == (False, math.inf)
+                assert [math.isnan(loss) for loss in result.all_losses] == [i == 3 * rank + micro - 1 for i in range(6)]
+            spoiler.at = -1
+            result = take(engine, me, 10 + step, loss_limit=0.5)
+            assert not result.updated
+            assert all(math.isfinite(loss) and loss > 0.5 for loss in result.all_losses)
+            assert torch.equal(exported(engine), before)
+            assert engine.scalars() == scalars == {"optimizer_step": step}
+        stories.append([(r.losses, r.all_losses, r.grad_norm, r.updated) for r in told])
+        if disturbed:  # an older state in the middle of a life, right after a step that was refused
+            take(engine, me, 20, loss_limit=0.0)
+            engine.import_state(FolderSource(folder / "0"))
+            assert engine.scalars() == {"optimizer_step": 1}
+            again = take(engine, me, 2)
+            assert (again.losses, again.all_losses, again.grad_norm, again.updated) == stories[0][1]
+        engine.close()
+        group.close()
+        me.meet()
+    assert stories[0] == stories[1]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), KINDS)
+def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> None:
+    run_team(2, bad_steps, tmp_path, stage, dtype)

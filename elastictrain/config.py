@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow", "preempt"]
+FaultKind = Literal["kill", "segfault", "exit", "exception", "stop", "loop", "skip", "slow", "preempt", "bitflip"]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
+FaultTarget = Literal["weights", "optimizer"]
 
 
 class _Section(BaseModel):
@@ -160,6 +161,11 @@ class ElasticSection(_Section):
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """GPUs that Ray reserves for each worker; None means 1 where the cluster has any, else 0."""
+    verify_every: int = Field(default=1, ge=0)
+    """Steps between searches for memory that changed by itself, 0 for none. Weights are compared between the workers,
+    masters and moments with their digest after the last update. With 1 nothing wrong gets into an update, and at most
+    one step is lost; with more, what came since the last search that found nothing is done again, which may mean going
+    back to a durable checkpoint, and a flip that came and went in between is not seen."""
     replace_timeout_s: float = Field(default=60, gt=0)
     """How long a lost worker's replacement may take before the run goes on smaller."""
     wait_timeout_s: float = Field(default=600, gt=0)
@@ -223,11 +229,14 @@ class Fault(_Section):
     kind: FaultKind = "kill"
     """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), stop
     (SIGSTOP), loop (compute for ever), skip (leave out the next collective), slow (from now on, `seconds` more in
-    each forward and backward pass) or preempt (SIGTERM: the worker leaves at a step boundary)."""
+    each forward and backward pass), preempt (SIGTERM: the worker leaves at a step boundary) or bitflip (one bit of
+    the rank's state changes, which is found before the next update if the phase is forward or backward)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
     seconds: float = Field(default=0.1, gt=0)
     """Of kind slow."""
+    where: FaultTarget = "weights"
+    """Of kind bitflip: it strikes the rank's weights, or its masters and moments."""
     repeat: bool = False
     """Strike every time that the step is tried, not only the first: a bug, not an accident."""
 

@@ -24,7 +24,7 @@ class Cause:
     """Why a worker or a run failed, as near to the truth as can be known."""
 
     kind: str
-    """signal, exit, exception, node_lost, hang, oom, engine, storage, unknown"""
+    """signal, exit, exception, node_lost, hang, oom, engine, storage, corrupted, unknown"""
     message: str
     """One line: 'SIGKILL', 'exit code 1', 'ValueError: ...'."""
     traceback: str = ""
@@ -146,7 +146,7 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error"""
+    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error, corrupted"""
     ranks: tuple[int, ...]
     node: str
     pid: int

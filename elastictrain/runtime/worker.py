@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
-from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError
+from elastictrain.errors import InfrastructureError, PeerLostError, StaleGenerationError, StateCorruptedError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
@@ -105,6 +105,9 @@ class Worker:
         at, step = time.time(), self._board.read().step
         if generation < self._fenced:
             return Outcome("aborted", step, at)
+        if isinstance(error, StateCorruptedError):
+            cause = Cause("corrupted", str(error))
+            return Outcome("corrupted", step, at, cause, error.ranks, error.trusted_step)
         text = "".join(traceback.format_exception(error))
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         if isinstance(classify(error), PeerLostError | RayError | InfrastructureError | StaleGenerationError):

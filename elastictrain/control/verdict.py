@@ -31,10 +31,10 @@ class Claim:
 class Evidence:
     """What one rank found."""
 
-    shard_holds: bool
-    """Its masters and moments are what they were right after the update."""
+    changed: str
+    """What of its masters and moments is not what it was right after the update; empty when nothing is."""
     snapshot_holds: bool
-    """So is its snapshot of them."""
+    """Its snapshot of them is what they were then."""
     weights_follow: bool
     """The weights that no other rank holds follow from the masters."""
     seen: tuple[str, ...] = ()
@@ -58,15 +58,15 @@ def judge(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> Verdict | No
     found: list[tuple[int | None, str]] = []
     sound = all(t.snapshot_holds for t in evidence)
     for rank, told in enumerate(evidence):
-        if not told.shard_holds:
-            found.append((rank, f"masters or moments of rank {rank} changed between two updates"))
+        if told.changed:
+            found.append((rank, f"{told.changed} of rank {rank} changed between two updates"))
         if not told.snapshot_holds:
             found.append((rank, f"the snapshot of rank {rank} differs from the state that it was made of"))
-        if told.shard_holds and not told.weights_follow:
+        if not told.changed and not told.weights_follow:
             found.append((rank, f"weights that only rank {rank} holds no longer follow from its masters"))
     for number, claim in enumerate(claims):
         votes = [told.seen[number] for told in evidence]
-        owner_holds = evidence[claim.owner].shard_holds
+        owner_holds = not evidence[claim.owner].changed
         right = _right(votes, claim.digest if owner_holds else None)
         if right is None and not owner_holds:
             continue  # the owner is accused already, and what differs may be the same change
@@ -83,7 +83,7 @@ def judge(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> Verdict | No
         return None
     ranks = sorted({rank for rank, _ in found if rank is not None})
     told_first = next((text for rank, text in found if rank is not None), found[0][1])
-    more = f" (and {len(found) - 1} more findings)" if len(found) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return Verdict(tuple(ranks), told_first + more, sound)
 
 

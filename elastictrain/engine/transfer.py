@@ -26,8 +26,11 @@ class ShardExporter:
         self.index = ShardIndex(
             tuple(Fragment(f"{part}/{p.parameter}", p.start, p.numel) for part in PARTS for p in pieces)
         )
-        self.runs = [run.view(part, moments) for part in PARTS for run in _merge(pieces)]
+        merged = [(part, run) for part in PARTS for run in _merge(pieces)]
+        self.runs = [run.view(part, moments) for part, run in merged]
         """The shard where it lies, in the order of its export."""
+        self.run_names = [f"{part}/{run.parameter}[{run.start}:] and what follows it" for part, run in merged]
+        """What each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
         if self.runs and self.runs[0].is_cuda:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

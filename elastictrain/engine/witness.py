@@ -24,7 +24,7 @@ from torch import Tensor
 
 from elastictrain.config import FaultTarget
 from elastictrain.control.verdict import Claim, Evidence, Verdict, judge
-from elastictrain.engine.digest import WORDS, digest
+from elastictrain.engine.digest import WORDS, digest, digests
 from elastictrain.engine.zero_state import Piece
 from elastictrain.state.tensors import PARTS
 
@@ -41,36 +41,38 @@ class Witness:
         *,
         rank: int,
         pieces: Sequence[Piece],
-        shard: Sequence[Tensor],
+        shard: Mapping[str, Tensor],
         replicated: Mapping[str, Tensor],
         own_weights: Callable[[Piece], Tensor],
     ) -> None:
-        """`shard` is what is exported of `pieces`, `replicated` the weights that all ranks hold, by name.
+        """`shard` is the export of `pieces`, by what its parts hold; `replicated` the weights that all ranks hold.
 
         `own_weights` gives those of a piece that only this rank holds, flat.
         """
         self._rank = rank
-        self._shard = shard
+        self._names = list(shard)
+        self._shard = list(shard.values())
         self._replicated = replicated
         self._claimed = [piece for piece in pieces if piece.parameter in replicated]
         self._sole = [piece for piece in pieces if piece.parameter not in replicated]
         self._own_weights = own_weights
-        self._seal: str | None = None
+        self._seal: list[str] = []
 
     def seal(self) -> None:
         """Note what the shard is now, right after an update or an import."""
-        self._seal = digest(self._shard)
+        self._seal = digests(self._shard)
 
     def verify(self, exported: str | None = None) -> Verdict | None:
         """Collective: whether the state is what it was when it was sealed; None when all is well.
 
         `exported` is the checksum of the snapshot of this state, where there is one.
         """
-        shard_holds = digest(self._shard) == self._seal
-        snapshot_holds = exported is None or (shard_holds if self._on_device else exported == self._seal)
+        pairs = zip(digests(self._shard)[1:], self._seal[1:], self._names, strict=True)
+        changed = next((name for now, then, name in pairs if now != then), "")
+        snapshot_holds = exported is None or (not changed if self._on_device else exported == self._seal[-1])
         weights_follow = all(torch.equal(_cast(p, w), w) for p in self._sole for w in [self._own_weights(p)])
-        told = Evidence(shard_holds, snapshot_holds, weights_follow)
-        doubt = not (shard_holds and snapshot_holds and weights_follow)
+        told = Evidence(changed, snapshot_holds, weights_follow)
+        doubt = bool(changed) or not (snapshot_holds and weights_follow)
         return self._judge(told) if self._any_differs(doubt) else None
 
     def flip_bit(self, where: FaultTarget) -> None:

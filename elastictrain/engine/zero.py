@@ -90,7 +90,7 @@ class ZeroEngine:
         self._witness = Witness(
             rank=group.rank,
             pieces=exported,
-            shard=self._exporter.runs,
+            shard=dict(zip(self._exporter.run_names, self._exporter.runs, strict=True)),
             replicated=self._found.whole if group.world_size > 1 else {},
             own_weights=self._found.own_weights,
         )

@@ -6,11 +6,12 @@ Two or three ranks with real engines over gloo, for each ZeRO stage and dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ranks import Rank, run_team
-from training import NUM_MICRO_BATCHES, micro_batch, train_config, workload
+from training import NUM_MICRO_BATCHES, FolderSource, micro_batch, save_shard, train_config, workload
 
 from elastictrain.checkpoint.checksum import checksum
 from elastictrain.config import FaultTarget
@@ -62,19 +63,26 @@ class Training:
         self._group.close()
 
 
-def clean(me: Rank) -> list[Any]:
-    """Twenty steps of every kind; what was found."""
+def clean(me: Rank, folder: Path) -> list[Any]:
+    """Twenty steps of every kind, an import, and one more; what was found."""
     found = []
     for generation, (stage, dtype) in enumerate(KINDS):
         training = Training(me, generation, 2, stage, dtype)
         found.append([training.step() for _ in range(CLEAN_STEPS)])
+        save_shard(training.engine, folder / f"{generation}", me.index)
+        me.meet()
+        training.step()
+        training.engine.import_state(FolderSource(folder / f"{generation}"))
+        training.engine.witness.seal()
+        training.snapshot()
+        found[-1].append(training.step())
         training.close()
         me.meet()
     return found
 
 
-def test_clean_training_raises_no_alarm() -> None:
-    assert run_team(2, clean) == [[[None] * CLEAN_STEPS] * len(KINDS)] * 2
+def test_clean_training_raises_no_alarm(tmp_path: Path) -> None:
+    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len(KINDS)] * 2
 
 
 def flipped(me: Rank, world_size: int, kinds: list[tuple[int, str]]) -> dict[tuple[int, str, str, int], list[Any]]:

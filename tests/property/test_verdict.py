@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from elastictrain.control.verdict import Claim, Evidence, judge, trusted_step
 
-WELL = Evidence(shard_holds=True, snapshot_holds=True, weights_follow=True)
+WELL = Evidence(changed="", snapshot_holds=True, weights_follow=True)
 
 
 def claims(world_size: int) -> list[Claim]:
@@ -60,7 +60,7 @@ def test_flipped_weights_accuse_their_ranks_alone_and_leave_the_snapshot_sound(w
 def test_a_changed_shard_accuses_its_rank_and_its_word_on_weights_counts_no_more(world_size: int, data: st.DataObject):
     odd = data.draw(st.integers(0, world_size - 1))
     told = all_well(world_size)
-    told[odd] = replace(told[odd], shard_holds=False)
+    told[odd] = replace(told[odd], changed="param")
     wrong = [replace(c, digest="from changed masters") if c.owner == odd else c for c in claims(world_size)]
     verdict = judge(wrong, told)
     assert verdict is not None
@@ -72,7 +72,7 @@ def test_a_changed_shard_accuses_its_rank_and_its_word_on_weights_counts_no_more
 def test_a_snapshot_that_differs_is_not_trusted(world_size: int, data: st.DataObject) -> None:
     odd = data.draw(st.integers(0, world_size - 1))
     told = all_well(world_size)
-    told[odd] = replace(told[odd], snapshot_holds=False, shard_holds=data.draw(st.booleans()))
+    told[odd] = replace(told[odd], snapshot_holds=False, changed=data.draw(st.sampled_from(["", "param"])))
     verdict = judge(claims(world_size), told)
     assert verdict is not None
     assert verdict.ranks == (odd,)

@@ -163,9 +163,9 @@ class ElasticSection(_Section):
     """GPUs that Ray reserves for each worker; None means 1 where the cluster has any, else 0."""
     verify_every: int = Field(default=1, ge=0)
     """Steps between searches for memory that changed by itself, 0 for none. Weights are compared between the workers,
-    masters and moments with their digest after the last update. With 1 nothing wrong gets into an update, and at most
-    one step is lost; with more, what came since the last search that found nothing is done again, which may mean going
-    back to a durable checkpoint, and a flip that came and went in between is not seen."""
+    masters and moments with their digest after the last update. With 1 nothing wrong gets into an update, and the run
+    goes on from the newest snapshot, or from the one before if that was hit; with more, what came since the last search
+    that found nothing is done again, from a durable checkpoint if need be, and most flips in between are not seen."""
     replace_timeout_s: float = Field(default=60, gt=0)
     """How long a lost worker's replacement may take before the run goes on smaller."""
     wait_timeout_s: float = Field(default=600, gt=0)

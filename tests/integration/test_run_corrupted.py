@@ -18,7 +18,7 @@ PLAN = [
 
 
 def test_flipped_bits_never_get_into_the_run(product: Product, undisturbed: Report) -> None:
-    ended = product.train("flipped", f"faults={json.dumps(PLAN)}")
+    ended = product.train("flipped", f"faults={json.dumps(PLAN)}", "snapshot.every=1")
     assert ended.code == 0, ended.err
     report = product.report("flipped")
     assert report["status"] == "complete"
@@ -47,7 +47,7 @@ def test_flipped_bits_never_get_into_the_run(product: Product, undisturbed: Repo
 def test_with_rare_searches_the_run_goes_back_to_what_was_verified(product: Product, undisturbed: Report) -> None:
     """The states of 60 and 70 are looked at, and that of 62 is a checkpoint."""
     fault = {"at": 71, "rank": 0, "kind": "bitflip", "where": "optimizer"}
-    knobs = ["elastic.verify_every=10", "checkpoint.every=31", "train.steps=100"]
+    knobs = ["elastic.verify_every=10", "checkpoint.every=31", "snapshot.every=1", "train.steps=100"]
     ended = product.train("rarely", f"faults={json.dumps([fault])}", *knobs)
     assert ended.code == 0, ended.err
     report = product.report("rarely")

@@ -19,8 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
 
-FaultKind = Literal["kill", "segfault", "exit", "exception", "oom", "nan", "stop", "loop", "skip", "slow", "preempt"]
+FaultKind = Literal[
+    "kill", "segfault", "exit", "exception", "oom", "nan", "bitflip", "stop", "loop", "skip", "slow", "preempt"
+]
 FaultPhase = Literal["forward", "backward", "update", "snapshot"]
+FaultTarget = Literal["weights", "optimizer"]
 BadStepAction = Literal["ignore", "stop", "skip", "rollback"]
 
 
@@ -173,6 +176,11 @@ class ElasticSection(_Section):
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """GPUs that Ray reserves for each worker; None means 1 where the cluster has any, else 0."""
+    verify_every: int = Field(default=1, ge=0)
+    """Steps between searches for memory that changed by itself, 0 for none. Weights are compared between the workers,
+    masters and moments with their digest after the last update. With 1 nothing wrong gets into an update, and the run
+    goes on from the newest snapshot, or from the one before if that was hit; with more, what came since the last search
+    that found nothing is done again, from a durable checkpoint if need be, and most flips in between are not seen."""
     replace_timeout_s: float = Field(default=60, gt=0)
     """How long a lost worker's replacement may take before the run goes on smaller."""
     wait_timeout_s: float = Field(default=600, gt=0)
@@ -236,13 +244,16 @@ class Fault(_Section):
     kind: FaultKind = "kill"
     """kill (SIGKILL), segfault (SIGSEGV), exit (os._exit(1)), exception (raised in the model's forward pass), oom (so
     too, as torch does when an allocation fails: each fault halves the micro-batch once), nan (the loss of its first
-    micro-batch becomes NaN, whatever the phase), stop (SIGSTOP), loop (compute for ever), skip (leave out the next
-    collective), slow (from now on, `seconds` more in each forward and backward pass) or preempt (SIGTERM: the worker
-    leaves at a step boundary)."""
+    micro-batch becomes NaN, whatever the phase), bitflip (one bit of the rank's state changes, which is found before
+    the next update if the phase is forward or backward), stop (SIGSTOP), loop (compute for ever), skip (leave out the
+    next collective), slow (from now on, `seconds` more in each forward and backward pass) or preempt (SIGTERM: the
+    worker leaves at a step boundary)."""
     phase: FaultPhase = "backward"
     """Where in the step: before the forward or backward pass, the optimizer update, or the snapshot."""
     seconds: float = Field(default=0.1, gt=0)
     """Of kind slow."""
+    where: FaultTarget = "weights"
+    """Of kind bitflip: it strikes the rank's weights, or its masters and moments."""
     repeat: bool = False
     """Strike every time that the step is tried, not only the first: a bug, not an accident."""
 

@@ -76,6 +76,23 @@ class StaleGenerationError(ElasticTrainError):
     fault = "internal"
 
 
+class StateCorruptedError(ElasticTrainError):
+    """Some rank's memory changed by itself; found before the change got into an update."""
+
+    fault = "infrastructure"
+
+    def __init__(self, problem: str, ranks: tuple[int, ...], trusted_step: int) -> None:
+        super().__init__(problem, ranks, trusted_step)
+        self.problem = problem
+        self.ranks = ranks
+        """Whose memory; empty when it can't be told."""
+        self.trusted_step = trusted_step
+        """The newest step whose state can be trusted."""
+
+    def __str__(self) -> str:
+        return self.problem
+
+
 class PeerLostError(ElasticTrainError):
     """A collective broke because another rank went away; never the first cause of a failure."""
 

@@ -30,7 +30,7 @@ class Cause:
     """Why a worker or a run failed, as near to the truth as can be known."""
 
     kind: str
-    """signal, exit, exception, bad_loss, node_lost, hang, oom, engine, storage, unknown"""
+    """signal, exit, exception, bad_loss, node_lost, hang, oom, engine, storage, corrupted, unknown"""
     message: str
     """One line: 'SIGKILL', 'exit code 1', 'ValueError: ...'."""
     traceback: str = ""
@@ -166,7 +166,7 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error, oom (a rank's own allocation failed)"""
+    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error, corrupted, or oom: its allocation failed"""
     ranks: tuple[int, ...]
     node: str
     pid: int

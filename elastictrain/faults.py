@@ -1,4 +1,4 @@
-"""Planned faults at a given rank, step and phase: death, hangs, slowness, errors. For demos, game days and tests."""
+"""Planned faults at a given rank, step and phase: death, hangs, slowness, flipped bits, errors. For demos and tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elastictrain.config import Fault, FaultPhase
+from elastictrain.config import Fault, FaultPhase, FaultTarget
 
 
 class InjectedError(RuntimeError):
@@ -17,13 +17,20 @@ class InjectedError(RuntimeError):
 
 
 class FaultPlan:
-    """The faults that may still strike this rank. `announce(index)` is called right before one does."""
+    """The faults that may still strike this rank. `announce(index, step)` is called right before one does."""
 
-    def __init__(self, faults: Sequence[tuple[int, Fault]], rank: int, announce: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        faults: Sequence[tuple[int, Fault]],
+        rank: int,
+        announce: Callable[[int, int], None],
+        flip_bit: Callable[[FaultTarget], None],
+    ) -> None:
         self._faults = [(index, fault) for index, fault in faults if fault.rank == rank]
         self._announce = announce
         self._slow_s = 0.0
         self._nan_due = False
+        self._flip_bit = flip_bit
 
     def strike(self, step: int, phase: FaultPhase) -> None:
         """Do what the plan says for this step and phase; returns if that is nothing, or nothing deadly."""
@@ -50,6 +57,8 @@ class FaultPlan:
                         _skip_next_collective()
                     case "slow":
                         self._slow_s = fault.seconds
+                    case "bitflip":
+                        self._flip_bit(fault.where)
                     case "exception":
                         raise InjectedError(f"planned fault {index}: exception at step {step}")
                     case "oom":

@@ -139,6 +139,8 @@ def _failure(event: FailureDetected) -> str:
             return f"{who} ended with {event.cause.message}"
         case "hang":
             return f"{who} hangs: {event.cause.message}" if event.ranks else f"the ranks hang: {event.cause.message}"
+        case "corrupted":
+            return f"memory corrupted{f', {who}' if event.ranks else ''}: {event.cause.message}"
         case "exception":
             return f"{who} raised {event.cause.message}"
         case "oom" if event.kind == "oom":

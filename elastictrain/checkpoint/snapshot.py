@@ -54,6 +54,8 @@ class SnapshotWriter:
         self._committed = committed
         self._buffer = 0
         self._closed = False
+        self.last: ShardHeader | None = None
+        """Of the newest snapshot that was copied; sure after `wait()`."""
         self._failure: BaseException | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._copied = _set_event()
@@ -117,6 +119,7 @@ class SnapshotWriter:
         generation, rank, world_size = self._identity
         header = ShardHeader(generation, job.step, rank, world_size, checksum(target), job.scalars, job.note)
         held = self._committed(header, self._buffer)
+        self.last = header
         self._buffer = 1 - self._buffer
         return held
 

@@ -140,6 +140,8 @@ class CheckpointStore:
         problems: list[str] = []
         for step in sorted(self.steps() | set(expected), reverse=True):
             if step not in expected and not self._is_completed(step):
+                if self._is_set_aside(step):
+                    continue  # that was told when it was done
                 on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
                 continue
             try:
@@ -204,6 +206,11 @@ class CheckpointStore:
             return self._storage.exists(f"{_folder(step)}/{_MANIFEST}")
         except OSError:
             return True  # or may be: reading it tells
+
+    def _is_set_aside(self, step: int) -> bool:
+        with suppress(OSError):
+            return self._storage.exists(f"{_folder(step)}/{_SET_ASIDE}")
+        return False
 
     def _verify_patiently(
         self, step: int, expected: Mapping[int, str], doubt: Callable[[Manifest], str]

@@ -38,6 +38,7 @@ from elastictrain.control.vocabulary import (
     RestorePoint,
     Save,
     StartWorker,
+    StateCorrupted,
     StepDone,
     StopAsked,
     StopWorker,
@@ -85,6 +86,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return _fail(state, cause, step)
         case PeersBroken(_, cause) if current:
             return _fail(state, cause, 0)
+        case StateCorrupted(_, names, trusted_step, cause) if current:
+            return _fail_corrupted(state, names, trusted_step, cause)
         case FormFailed(_, name, cause) if current:
             return _fail_forming(state, name, cause)
         case Formed() if current:
@@ -167,6 +170,17 @@ def _fail_forming(state: State, name: str | None, cause: Cause) -> Decision:
     return state, [StopWorker(name), *actions]
 
 
+def _fail_corrupted(state: State, names: tuple[str, ...], trusted_step: int, cause: Cause) -> Decision:
+    """Memory that changes by itself may do so again: its workers are replaced, and what they did since is forgotten."""
+    state = replace(
+        state,
+        workers={n: w for n, w in state.workers.items() if n not in names},
+        trusted={**state.trusted, state.generation: trusted_step},
+    )
+    state, actions = _fail(state, cause, 0)
+    return state, [*(StopWorker(name) for name in names), *actions]
+
+
 def _fail(state: State, cause: Cause, step: int) -> Decision:
     """The current generation can't go on: fence it, unless the run has failed too often."""
     state = replace(state, strikes=state.strikes + 1)
@@ -196,7 +210,7 @@ def _fence(state: State, cause: str) -> Decision:
     state = replace(
         state, phase="fencing", generation=state.generation + 1, cause=cause, pausing=False, paced_from=None
     )
-    return state, [Fence(state.generation, survivors)]
+    return state, [Fence(state.generation, survivors, state.trusted)]
 
 
 def _give_up(state: State, cause: Cause) -> Decision:

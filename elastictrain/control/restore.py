@@ -27,18 +27,27 @@ class MemoryState:
     shards: tuple[ShardAt, ...]
 
 
-def newest_complete(found: Iterable[ShardAt], prefer: str = "") -> MemoryState | None:
+def newest_complete(
+    found: Iterable[ShardAt], prefer: str = "", trusted: Mapping[int, int] | None = None
+) -> MemoryState | None:
     """The highest step that some generation holds completely; of equal steps, the youngest generation's.
 
-    Of several copies of a shard, one on node `prefer` is taken, else the first by node name.
+    Of several copies of a shard, one on node `prefer` is taken, else the first by node name. A generation in `trusted`
+    counts up to the step given there.
     """
     groups: dict[tuple[int, int, int], dict[int, ShardAt]] = defaultdict(dict)
-    for shard in sorted(found, key=lambda s: (s.node != prefer, s.node)):
+    usable = (shard for shard in found if is_trusted(trusted or {}, shard.generation, shard.step))
+    for shard in sorted(usable, key=lambda s: (s.node != prefer, s.node)):
         groups[shard.step, shard.generation, shard.world_size].setdefault(shard.rank, shard)
     for (step, generation, world_size), ranks in sorted(groups.items(), reverse=True):
         if len(ranks) == world_size:
             return MemoryState(generation, step, tuple(ranks[r] for r in range(world_size)))
     return None
+
+
+def is_trusted(trusted: Mapping[int, int], generation: int, step: int) -> bool:
+    """Whether this generation's state after `step` may be used."""
+    return step <= trusted.get(generation, step)
 
 
 def ring(zones: Mapping[str, str]) -> dict[str, str]:

@@ -84,6 +84,8 @@ class State:
     """Workers that died before they were ready, since one came up."""
     last_error: tuple[int, str] | None = None
     """Step and type of the last exception in user code, or lack of memory: the same one twice is no accident."""
+    trusted: Mapping[int, int] = field(default_factory=dict)
+    """The last step of a generation whose states may be used, for those in which memory was corrupted."""
     warned: frozenset[str] = frozenset()
 
     @property

@@ -8,7 +8,7 @@ or `WorkerDied`), and an answer that belongs to an old generation is ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from elastictrain.events import Cause, RunStatus, Source
@@ -95,6 +95,19 @@ class PeersBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class StateCorrupted:
+    """Memory of these workers (of nobody knows whom, if none) changed by itself; all ranks have stopped.
+
+    Of this generation's states only those up to `trusted_step` can be used.
+    """
+
+    generation: int
+    workers: tuple[str, ...]
+    trusted_step: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class Fenced:
     """The old generation is silent; `restore` is the best state that can be had."""
 
@@ -154,6 +167,7 @@ Observation: TypeAlias = (
     | Leaving
     | RankRaised
     | PeersBroken
+    | StateCorrupted
     | Fenced
     | Formed
     | FormFailed
@@ -188,6 +202,8 @@ class Fence:
 
     generation: int
     survivors: tuple[str, ...]
+    trusted: Mapping[int, int] = field(default_factory=dict)
+    """The last step of a generation whose states may be used, for those in which memory was corrupted."""
 
 
 @dataclass(frozen=True, slots=True)

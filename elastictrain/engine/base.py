@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from elastictrain.engine.witness import Witness
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import LogicalTensor, ShardIndex
 from elastictrain.workloads.base import Batch
@@ -75,6 +76,11 @@ class Engine(Protocol):
 
     def import_state(self, source: StateSource) -> None:
         """Take over a whole state, whatever layout wrote it; all ranks call this together."""
+        ...
+
+    @property
+    def witness(self) -> Witness:
+        """Finds memory of this rank that changed by itself; of no use any more once the engine is closed."""
         ...
 
     def close(self) -> None:

@@ -26,9 +26,13 @@ class ShardExporter:
         self.index = ShardIndex(
             tuple(Fragment(f"{part}/{p.parameter}", p.start, p.numel) for part in PARTS for p in pieces)
         )
-        self._runs = [run.view(part, moments) for part in PARTS for run in _merge(pieces)]
+        merged = [(part, run) for part in PARTS for run in _merge(pieces)]
+        self.runs = [run.view(part, moments) for part, run in merged]
+        """The shard where it lies, in the order of its export."""
+        self.run_names = [f"{part}/{run.parameter}[{run.start}:] and what follows it" for part, run in merged]
+        """What each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
-        if self._runs and self._runs[0].is_cuda:
+        if self.runs and self.runs[0].is_cuda:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._updated = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._staging = torch.empty(self.index.numel, dtype=torch.float32, pin_memory=True)
@@ -40,7 +44,7 @@ class ShardExporter:
 
     def copy_into(self, buffer: memoryview | Tensor) -> None:
         """Fill `buffer` with the shard; returns when it is there."""
-        if not self._runs:
+        if not self.runs:
             return
         target = buffer if isinstance(buffer, Tensor) else torch.frombuffer(buffer, dtype=torch.float32)
         if self._stream is None:
@@ -54,7 +58,7 @@ class ShardExporter:
 
     def _copy_runs(self, target: Tensor) -> None:
         at = 0
-        for run in self._runs:
+        for run in self.runs:
             target[at : at + run.numel()].copy_(run, non_blocking=True)
             at += run.numel()
 

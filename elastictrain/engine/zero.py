@@ -30,6 +30,7 @@ from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
 from elastictrain.engine.reset import forget_engine
 from elastictrain.engine.transfer import ShardExporter, import_pieces
+from elastictrain.engine.witness import Witness
 from elastictrain.engine.zero_config import adamw, clips_itself, deepspeed_config
 from elastictrain.engine.zero_state import find_pieces, share, start_moments
 from elastictrain.plan.layout import Layout
@@ -89,6 +90,13 @@ class ZeroEngine:
         if self._found.replicated:
             exported = share(exported, group.rank, group.world_size)
         self._exporter = ShardExporter(exported, self._adamw.state)
+        self._witness = Witness(
+            rank=group.rank,
+            pieces=exported,
+            shard=dict(zip(self._exporter.run_names, self._exporter.runs, strict=True)),
+            replicated=self._found.whole if group.world_size > 1 else {},
+            own_weights=self._found.own_weights,
+        )
 
     def train_step(
         self,
@@ -150,6 +158,11 @@ class ZeroEngine:
         with peer_loss_named(), torch.no_grad():
             self._found.refresh()
         self._exporter.mark_updated()
+
+    @property
+    def witness(self) -> Witness:
+        """See `base.Engine.witness`."""
+        return self._witness
 
     def close(self) -> None:
         """See `base.Engine.close`."""

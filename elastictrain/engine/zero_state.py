@@ -48,6 +48,10 @@ class Found:
     """Whether every rank holds all of the state (stage 0), not a part of its own."""
     refresh: Callable[[], None]
     """Collective: recompute the weights that forward uses from the masters, after these were overwritten."""
+    whole: Mapping[str, Tensor]
+    """The weights that every rank holds whole between two updates, by name."""
+    own_weights: Callable[[Piece], Tensor]
+    """The weights of a piece that forward uses, flat, not copied."""
 
 
 def find_pieces(optimizer: Any, module: nn.Module) -> Found:
@@ -58,15 +62,21 @@ def find_pieces(optimizer: Any, module: nn.Module) -> Found:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def weights(piece: Piece) -> Tensor:
+        return named[piece.parameter].detach().view(-1).narrow(0, piece.start, piece.numel)
+
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         names = {id(p): name for name, p in named.items()}
-        return Found(tuple(_stage_3(optimizer, names)), False, lambda: _refresh_stage_3(optimizer))
+        kept = {names[id(p)]: p for p in optimizer.persistent_parameters if id(p) in names}
+        pieces = tuple(_stage_3(optimizer, names))
+        return Found(pieces, False, lambda: _refresh_stage_3(optimizer), kept, lambda p: _partition(named, p))
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
         masters = optimizer.single_partition_of_fp32_groups
-        return Found(tuple(_partitions(named, masters)), False, optimizer.update_lp_params)
+        return Found(tuple(_partitions(named, masters)), False, optimizer.update_lp_params, named, weights)
     if isinstance(optimizer, BF16_Optimizer):
         masters = optimizer.fp32_groups_flat_partition
-        return Found(tuple(_partitions(named, masters)), False, optimizer.update_lp_params)
+        return Found(tuple(_partitions(named, masters)), False, optimizer.update_lp_params, named, weights)
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         copies = {
             id(low): high
@@ -74,8 +84,9 @@ def find_pieces(optimizer: Any, module: nn.Module) -> Found:
             for low, high in zip(lows, highs, strict=True)
         }
         whole = tuple(Piece(name, 0, p.numel(), copies[id(p)], 0) for name, p in named.items())
-        return Found(whole, True, lambda: _refresh_copies(named, copies))
-    return Found(tuple(Piece(name, 0, p.numel(), p, 0) for name, p in named.items()), True, lambda: None)
+        return Found(whole, True, lambda: _refresh_copies(named, copies), named, weights)
+    whole = tuple(Piece(name, 0, p.numel(), p, 0) for name, p in named.items())
+    return Found(whole, True, lambda: None, named, weights)
 
 
 def share(pieces: Iterable[Piece], rank: int, world_size: int) -> tuple[Piece, ...]:
@@ -125,6 +136,11 @@ def _stage_3(optimizer: Any, names: Mapping[int, str]) -> Iterator[Piece]:
             if numel > 0:
                 yield Piece(names[id(parameter)], start, numel, master, offset)
             offset += slice_numel
+
+
+def _partition(named: Mapping[str, Tensor], piece: Piece) -> Tensor:
+    mine: Tensor = named[piece.parameter].ds_tensor  # type: ignore[attr-defined]
+    return mine.detach().view(-1).narrow(0, 0, piece.numel)
 
 
 def _refresh_stage_3(optimizer: Any) -> None:

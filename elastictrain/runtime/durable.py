@@ -18,11 +18,13 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.errors import ElasticTrainError
-from elastictrain.events import CheckpointFailed, CheckpointRemoved, CheckpointWritten, Event
+from elastictrain.events import CheckpointFailed, CheckpointRejected, CheckpointRemoved, CheckpointWritten, Event
 from elastictrain.runtime.causes import explain
 from elastictrain.runtime.protocol import SaveReply
 from elastictrain.state.manifest import Manifest, ShardEntry
 from elastictrain.state.tensors import LogicalTensor
+
+DISTRUST_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class DurableWriter:
         self._next: Due | None = None
         self.written_step = -1
         self.failed_step = -1
+        self._written: list[int] = []
 
     def request(self, due: Due) -> None:
         """Make this step durable as soon as the one under way is; only the newest request waits."""
@@ -72,6 +75,7 @@ class DurableWriter:
             for event in events:
                 if isinstance(event, CheckpointWritten):
                     self.written_step = event.step
+                    self._written.append(event.step)
                 elif isinstance(event, CheckpointFailed):
                     self.failed_step = event.step
                 self._emit(event)
@@ -90,6 +94,21 @@ class DurableWriter:
         while self.busy and time.monotonic() < end:
             time.sleep(0.005)
             self.poll()
+
+    def distrust(self, after: int) -> None:
+        """What was written of later steps than this is of a corrupted state: set it aside, and what is under way too.
+
+        Waits for the write under way, up to `DISTRUST_TIMEOUT_S`.
+        """
+        if self._next is not None and self._next.step > after:
+            self._next = None
+        self.finish(DISTRUST_TIMEOUT_S)
+        for step in [step for step in self._written if step > after]:
+            self._store.set_aside(step)
+            problem = f"memory was found corrupted, and only what was written up to step {after} can be trusted"
+            self._emit(CheckpointRejected(time.time(), step, self._store.uri(step), problem))
+        self._written = [step for step in self._written if step <= after]
+        self.written_step = max(self._written, default=-1)
 
     def close(self) -> None:
         """Let the thread end."""

@@ -90,7 +90,7 @@ class Fencing:
             for located in self.shards
             for h in [located.stored.header]
         }
-        state = newest_complete(found)
+        state = newest_complete(found, trusted=self.order.trusted)
         return (state, tuple(found[shard] for shard in state.shards)) if state else None
 
     def _quieted(self, name: str) -> None:

@@ -195,11 +195,15 @@ class FormReply:
 class Outcome:
     """How a rank's training in one generation ended."""
 
-    kind: Literal["finished", "paused", "aborted", "peers_broken", "raised"]
+    kind: Literal["finished", "paused", "aborted", "peers_broken", "raised", "corrupted"]
     step: int
     """The last step done, or the one in which it broke."""
     at: float
     cause: Cause | None = None
+    guilty: tuple[int, ...] = ()
+    """Ranks whose memory changed (kind corrupted); empty when it can't be told."""
+    trusted_step: int = 0
+    """The newest step whose state can be trusted (kind corrupted)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from elastictrain.checkpoint.replicate import Address, ReplicaClient
 from elastictrain.checkpoint.snapshot import SnapshotWriter
 from elastictrain.checkpoint.source import memory_source
 from elastictrain.checkpoint.store import CheckpointStore
-from elastictrain.config import TrainConfig
+from elastictrain.config import FaultTarget, TrainConfig
+from elastictrain.control.verdict import trusted_step
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.order import SampleOrder, dropout_seed
 from elastictrain.data.shards import TokenShards
@@ -26,7 +27,7 @@ from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.waits import tell_waits
 from elastictrain.engine.warm import warm
 from elastictrain.engine.zero import build_engine
-from elastictrain.errors import BadLossError, PeerLostError
+from elastictrain.errors import BadLossError, PeerLostError, StateCorruptedError
 from elastictrain.faults import FaultPlan
 from elastictrain.runtime.bad_steps import BadSteps
 from elastictrain.runtime.board import Board
@@ -107,7 +108,7 @@ class RankProgram:
         self._group = RankGroup(order.rendezvous, order.generation, order.rank, layout.world_size)
         self._group.form()
         clock.lap("rendezvous")
-        self._faults = FaultPlan(order.faults, order.rank, self._announce)
+        self._faults = FaultPlan(order.faults, order.rank, self._announce, self._flip_bit)
         workload = self._workload
         if any(fault.kind == "nan" for _, fault in order.faults):
             workload = SpoiledWorkload(workload, self._faults.nan_due)
@@ -132,6 +133,10 @@ class RankProgram:
     def _announce(self, index: int, step: int) -> None:
         ray.get(self._keeper.announce.remote(index, step, self._order_of.rank))
 
+    def _flip_bit(self, where: FaultTarget) -> None:
+        if self._engine is not None:
+            self._engine.witness.flip_bit(where)
+
     # ---------------------------------------------------------------------------------------------------- training
 
     def train(self) -> int:
@@ -147,6 +152,8 @@ class RankProgram:
             raise PeerLostError("this rank has left its group")
         self._unsaid = []
         step, paused = self._first_step - 1, False
+        if self._verified(step):
+            engine.witness.seal()
         tidy_at = self._first_step + TIDY_AFTER_STEPS
         while step < config.train.steps and not paused:
             step += 1
@@ -182,9 +189,9 @@ class RankProgram:
             if self._config.parallel.zero_stage == 0 and phase == "backward" and num_backward == len(batches):
                 # Without sharding the update has no collective, so this gradient reduction is the last one between
                 # waiting for a snapshot and beginning the next: see checkpoint.snapshot.
-                before_update()
+                before_reduction()
 
-        def before_update() -> None:
+        def before_reduction() -> None:
             nonlocal stall_s, announced
             self._board.write(generation, step, "waiting")
             stall_s += snapshots.wait()
@@ -192,6 +199,11 @@ class RankProgram:
                 # no rank ends this step without rank 0, which comes here first: all hear of it after the same step
                 self._group.announce(step, self._take_orders())
             announced = True
+
+        def before_update() -> None:
+            before_reduction()
+            if self._verified(step - 1):
+                self._verify(step - 1, engine, snapshots)
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(
@@ -204,6 +216,8 @@ class RankProgram:
         if not result.updated:
             self._board.write(generation, step, "waiting")
         skipped = self._bad_steps.settle(step, result)
+        if self._verified(step):
+            engine.witness.seal()
         micro_batches = tuple(
             (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(batches, result.losses, strict=True)
         )
@@ -221,6 +235,19 @@ class RankProgram:
             blocked_s=self._board.blocked_s - blocked_s,
             skipped=skipped,
         )
+
+    def _verified(self, step: int) -> bool:
+        """Whether the state after this step is verified before the next update."""
+        every = self._config.elastic.verify_every
+        return every > 0 and step % every == 0
+
+    def _verify(self, step: int, engine: Engine, snapshots: SnapshotWriter) -> None:
+        last = snapshots.last
+        verdict = engine.witness.verify(last.checksum if last is not None and last.step == step else None)
+        if verdict is not None:
+            every, restored = self._config.elastic.verify_every, self._first_step - 1
+            trusted = trusted_step(step, every, restored, verdict.snapshot_sound)
+            raise StateCorruptedError(verdict.problem, verdict.ranks, trusted)
 
     def _snapshot(self, step: int, engine: Engine, snapshots: SnapshotWriter) -> None:
         order = self._order_of

@@ -19,6 +19,7 @@ from elastictrain.control import vocabulary as v
 from elastictrain.control.interval import SnapshotInterval
 from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
+from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import Policy, State
 from elastictrain.control.suspicion import Hang
 from elastictrain.data.order import cursor
@@ -347,6 +348,8 @@ class Supervisor:
         self._emit(StragglerFound(time.time(), generation, step, found.rank, name, node, found.own_s, found.others_s))
 
     def _commit(self, header: ShardHeader) -> None:
+        if not is_trusted(self._state.trusted, header.generation, header.step):
+            return
         steps, first = self._story.commit(header)
         if first:
             for node in self._fleet.nodes.values():
@@ -374,6 +377,13 @@ class Supervisor:
             self._paused.add(worker)
             if self._paused >= set(self._state.members):  # a fence would cut off who is not there yet, and its step
                 self._tell(v.Paused(generation))
+        elif outcome.kind == "corrupted":
+            guilty = tuple(self._state.members[rank] for rank in outcome.guilty)
+            for name in guilty or (None,):
+                self._blame("corrupted", name, cause, outcome.at, outcome.step)
+            if self._durable is not None:
+                self._durable.distrust(outcome.trusted_step)
+            self._tell(v.StateCorrupted(generation, guilty, outcome.trusted_step, cause))
 
     def _note_broken(self, cause: Cause, at: float | None = None) -> None:
         if self._broken is None:
@@ -563,7 +573,7 @@ class Supervisor:
         Nothing of the old generation counts any more after this.
         """
         found: list[Fencing] = []
-        self._new_fencing(v.Fence(self._state.generation + 1, ()), found.append).start()
+        self._new_fencing(v.Fence(self._state.generation + 1, (), self._state.trusted), found.append).start()
         deadline = time.monotonic() + timeout_s
         while not found and time.monotonic() < deadline:
             self._replies.wait(TICK_S)

@@ -25,7 +25,13 @@ from ray.exceptions import RayError
 
 from elastictrain.checkpoint.arena import Arena
 from elastictrain.config import TrainConfig
-from elastictrain.errors import BadLossError, InfrastructureError, PeerLostError, StaleGenerationError
+from elastictrain.errors import (
+    BadLossError,
+    InfrastructureError,
+    PeerLostError,
+    StaleGenerationError,
+    StateCorruptedError,
+)
 from elastictrain.events import Cause
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
@@ -105,6 +111,9 @@ class Worker:
         at, step = time.time(), self._board.read().step
         if generation < self._fenced:
             return Outcome("aborted", step, at)
+        if isinstance(error, StateCorruptedError):
+            cause = Cause("corrupted", str(error))
+            return Outcome("corrupted", step, at, cause, error.ranks, error.trusted_step)
         text = "".join(traceback.format_exception(error))
         if isinstance(error, BadLossError):
             return Outcome("raised", step, at, Cause("bad_loss", str(error), "", type(error).__name__))

@@ -31,6 +31,7 @@ class World:
         self.group: tuple[str, ...] = ()
         self.group_generation = -1
         self.step = 0
+        self.restored = 0
         self.committed = 0
         self.end: v.End | None = None
         self.pausing = False
@@ -60,10 +61,11 @@ class World:
                 self.alive.pop(worker, None)
                 if worker in self.starting:
                     self.starting.remove(worker)
-            case v.Fence(generation, survivors):
+            case v.Fence(generation, survivors, trusted):
                 assert generation > self.fenced_below, "generations only rise"
                 assert set(survivors) <= set(self.alive)
                 self.fenced_below, self.group, self.pausing = generation, (), False
+                self.committed = min(self.committed, trusted.get(self.group_generation, self.committed))
                 self.answer = v.Fenced(generation, v.RestorePoint("memory", self.committed))
             case v.Form(generation, workers, restore):
                 assert not self.group, "the old group is gone before a new one forms"
@@ -75,6 +77,7 @@ class World:
                 assert all(w in self.alive and w not in self.starting for w in workers)
                 assert restore.step == self.committed, "nothing lost, nothing twice"
                 self.group, self.group_generation, self.step = workers, generation, restore.step
+                self.restored = restore.step
                 self.answer = v.Formed(generation)
             case v.Pause(generation):
                 assert generation == self.group_generation
@@ -128,6 +131,11 @@ class World:
         self.leaving |= {worker for worker, where in self.alive.items() if where == node}
         self.tell(v.Leaving(f"node {node} is drained", self.now + grace_s, node=node))
 
+    def corrupt(self, workers: tuple[str, ...], trusted_step: int) -> None:
+        self.leaving -= set(workers)
+        self.tell(v.StateCorrupted(self.group_generation, workers, trusted_step, Cause("corrupted", "a bit")))
+        assert not set(workers) & set(self.state.workers), "bad memory is not used again"
+
     def lose_node(self, node: str) -> None:
         self.drained.discard(node)
         for worker in [w for w, n in self.alive.items() if n == node]:
@@ -157,7 +165,7 @@ moves = st.lists(
         st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
         st.tuples(
             st.sampled_from(
-                ["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "stale", "leave", "drain"]
+                ["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "corrupt", "stale", "leave", "drain"]
             ),
             st.integers(0, 9),
         ),
@@ -193,6 +201,8 @@ def play(world: World, move: str, pick: int) -> None:
             world.tell(v.PeersBroken(world.group_generation, Cause("unknown", "broken")))
         case "formfail" if world.group and isinstance(world.answer, v.Formed):
             world.answer = v.FormFailed(world.group_generation, world.group[pick % len(world.group)], KILLED)
+        case "corrupt" if world.group and world.state.phase == "running":
+            world.corrupt(world.group[: pick % 3], max(world.restored, world.committed - pick % 2))
         case "stale":
             before = world.state
             world.tell(v.StepDone(before.generation - 1, 10**6))
@@ -309,6 +319,29 @@ def test_a_verdict_on_the_loss_ends_the_run_at_once() -> None:
     assert world.end == v.End("failed", verdict)
 
 
+def test_corrupted_memory_costs_its_worker_and_the_steps_that_nobody_vouches_for() -> None:
+    world = running()
+    guilty, survivor, standby, committed = world.group[1], world.group[0], world.state.standbys[0], world.committed
+    world.corrupt((guilty,), committed - 1)
+    assert guilty not in world.alive
+    world.settle()
+    assert world.state.members == (survivor, standby)
+    assert world.state.restore.step == committed - 1
+    generation = world.group_generation
+    world.settle()
+    world.train()
+    world.kill(world.group[1])
+    assert world.state.trusted == {generation - 1: committed - 1}, "its old snapshots stay out while they are there"
+
+
+def test_when_nobody_can_be_accused_all_keep_their_process() -> None:
+    world = running()
+    members = world.group
+    world.corrupt((), world.committed)
+    world.settle()
+    assert world.state.members == members
+
+
 def test_failures_in_a_row_end_the_run_and_progress_clears_them() -> None:
     world = running()
     for _ in range(3):
@@ -358,10 +391,11 @@ shards = st.builds(
 )
 
 
-@given(st.lists(shards, max_size=30))
-def test_the_newest_complete_state_is_chosen(found: list[ShardAt]) -> None:
+@given(st.lists(shards, max_size=30), st.dictionaries(st.integers(0, 3), st.integers(0, 5), max_size=2))
+def test_the_newest_complete_state_is_chosen(found: list[ShardAt], trusted: dict[int, int]) -> None:
     found = [s for s in found if s.rank < s.world_size]
-    best = newest_complete(found)
+    best = newest_complete(found, trusted=trusted)
+    found = [s for s in found if s.generation not in trusted or s.step <= trusted[s.generation]]
     complete = [
         (s.step, s.generation)
         for s in found

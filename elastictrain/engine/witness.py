@@ -1,0 +1,127 @@
+"""Finds memory that changed by itself: one flipped bit in a rank's weights, masters or moments.
+
+    seal     right after an update: digest of the rank's masters and moments
+    verify   right before the next update, when forward and backward have used the weights for the last time:
+             the shard's digest again, and one of the weights that all ranks hold; one all-reduce of three integers
+             tells every rank whether all is well. If not, the ranks say what they see and judge it alike.
+
+So nothing wrong gets into an update, and the state before it is still in memory. What all ranks hold are all weights
+for ZeRO 0 to 2, and the small ones that ZeRO 3 keeps gathered; weights that no other rank holds are compared with
+the masters. Not seen: what changes within an update, or in gradients and activations.
+
+Cost of both together: the shard twice and the weights once at the speed of `digest`, and one small collective: 1.7 ms
+of a step of 180 ms for 0.9 million fp32 parameters, ZeRO 1 on two ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from elastictrain.config import FaultTarget
+from elastictrain.control.verdict import Claim, Evidence, Verdict, judge
+from elastictrain.engine.digest import WORDS, digest, digests
+from elastictrain.engine.zero_state import Piece
+from elastictrain.state.tensors import PARTS
+
+T = TypeVar("T")
+
+_LOWEST_EXPONENT_BIT = {torch.float32: 23, torch.bfloat16: 7}
+
+
+class Witness:
+    """One rank's view of its own memory; the training thread's."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        pieces: Sequence[Piece],
+        shard: Mapping[str, Tensor],
+        replicated: Mapping[str, Tensor],
+        own_weights: Callable[[Piece], Tensor],
+    ) -> None:
+        """`shard` is the export of `pieces`, by what its parts hold; `replicated` the weights that all ranks hold.
+
+        `own_weights` gives those of a piece that only this rank holds, flat.
+        """
+        self._rank = rank
+        self._names = list(shard)
+        self._shard = list(shard.values())
+        self._replicated = replicated
+        self._claimed = [piece for piece in pieces if piece.parameter in replicated]
+        self._sole = [piece for piece in pieces if piece.parameter not in replicated]
+        self._own_weights = own_weights
+        self._seal: list[str] = []
+
+    def seal(self) -> None:
+        """Note what the shard is now, right after an update or an import."""
+        self._seal = digests(self._shard)
+
+    def verify(self, exported: str | None = None) -> Verdict | None:
+        """Collective: whether the state is what it was when it was sealed; None when all is well.
+
+        `exported` is the checksum of the snapshot of this state, where there is one.
+        """
+        pairs = zip(digests(self._shard)[1:], self._seal[1:], self._names, strict=True)
+        changed = next((name for now, then, name in pairs if now != then), "")
+        snapshot_holds = exported is None or (not changed if self._on_device else exported == self._seal[-1])
+        weights_follow = all(torch.equal(_cast(p, w), w) for p in self._sole for w in [self._own_weights(p)])
+        told = Evidence(changed, snapshot_holds, weights_follow)
+        doubt = bool(changed) or not (snapshot_holds and weights_follow)
+        return self._judge(told) if self._any_differs(doubt) else None
+
+    def flip_bit(self, where: FaultTarget) -> None:
+        """Change one bit of this rank's state, as bad memory would: a number doubles or is halved."""
+        if where == "optimizer":
+            tensor = self._shard[0]
+        elif self._sole:
+            tensor = self._own_weights(self._sole[0])
+        else:
+            tensor = next(iter(self._replicated.values()))
+        # through `data`: autograd is not told, as it would not be
+        words = tensor.data.view(-1).view(WORDS[tensor.element_size()])
+        words[words.numel() // 2] ^= 1 << _LOWEST_EXPONENT_BIT[tensor.dtype]
+
+    @property
+    def _on_device(self) -> bool:
+        return bool(self._shard) and self._shard[0].is_cuda
+
+    def _any_differs(self, doubt: bool) -> bool:
+        """Whether some rank doubts its own state, or holds other weights than the rest."""
+        mine = int(digest(list(self._replicated.values())), 16) >> 1  # fits a signed integer, and so does its negative
+        device = self._shard[0].device if self._shard else "cpu"
+        extremes = torch.tensor([mine, -mine, doubt], dtype=torch.int64, device=device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        highest, lowest, doubted = extremes.tolist()
+        return bool(highest != -lowest or doubted)
+
+    def _judge(self, told: Evidence) -> Verdict:
+        mine = [
+            Claim(p.parameter, p.start, p.numel, self._rank, digest([_cast(p, self._replicated[p.parameter])]))
+            for p in self._claimed
+        ]
+        claims = [claim for part in _gathered(mine) for claim in part]
+        seen = tuple(
+            digest([self._replicated[c.parameter].detach().view(-1).narrow(0, c.start, c.numel)]) for c in claims
+        )
+        evidence = _gathered(replace(told, seen=seen))
+        nothing = "the digests of the weights differ between the ranks, and a second look finds nothing"
+        return judge(claims, evidence) or Verdict((), nothing, snapshot_sound=True)
+
+
+def _cast(piece: Piece, weights: Tensor) -> Tensor:
+    """What a piece's masters say that the weights are, flat."""
+    return piece.view(PARTS[0], {}).to(weights.dtype)
+
+
+def _gathered(part: T) -> list[T]:
+    """What every rank gives, by rank."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts

@@ -170,8 +170,9 @@ class ElasticSection(_Section):
     """Failures in a row, with no step committed between them, after which the run ends."""
     hang_patience_s: float = Field(default=3, gt=0)
     """A rank that makes no progress for so long, and for 10 of the run's longest recent steps, is replaced."""
-    straggler: Literal["report", "ignore"] = "report"
-    """What to do about a rank whose own work takes 1.5 times that of its peers for 8 steps."""
+    straggler: Literal["report", "replace", "ignore"] = "report"
+    """What to do about a rank whose own work takes 1.5 times that of its peers for 8 steps: tell, or also have a
+    standby take its rank at a step boundary."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -394,7 +395,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{override}: the value is not valid YAML: {error}") from None
-        if isinstance(value, str):
+        if isinstance(value, str) and not _takes_text(key):
             value = _number(value)
     *parents, last = key.split(".")
     for parent in parents:
@@ -403,6 +404,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override}: {parent} is not a section")
         data = child
     data[last] = value
+
+
+def _takes_text(key: str) -> bool:
+    model: Any = TrainConfig
+    for name in key.split("."):
+        field = getattr(model, "model_fields", {}).get(name)
+        model = field.annotation if field else None
+    return model is str or str in get_args(model)
 
 
 def _number(text: str) -> str | float:

@@ -139,11 +139,12 @@ class CheckpointStore:
         """
         problems: list[str] = []
         for step in sorted(self.steps() | set(expected), reverse=True):
-            if step not in expected and not self._is_completed(step):
-                if self._is_set_aside(step):
+            if not self._is_there(step, _MANIFEST):
+                if self._is_there(step, _SET_ASIDE):
                     continue  # that was told when it was done
-                on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
-                continue
+                if step not in expected:
+                    on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
+                    continue
             try:
                 return self._verify_patiently(step, expected, doubt)
             except CheckpointError as error:
@@ -201,16 +202,11 @@ class CheckpointStore:
             if isinstance(next((found for found in self.scan() if found.step == step), None), Incomplete):
                 self.discard(step)
 
-    def _is_completed(self, step: int) -> bool:
+    def _is_there(self, step: int, file: str) -> bool:
         try:
-            return self._storage.exists(f"{_folder(step)}/{_MANIFEST}")
+            return self._storage.exists(f"{_folder(step)}/{file}")
         except OSError:
             return True  # or may be: reading it tells
-
-    def _is_set_aside(self, step: int) -> bool:
-        with suppress(OSError):
-            return self._storage.exists(f"{_folder(step)}/{_SET_ASIDE}")
-        return False
 
     def _verify_patiently(
         self, step: int, expected: Mapping[int, str], doubt: Callable[[Manifest], str]

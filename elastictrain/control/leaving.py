@@ -7,6 +7,7 @@ replacement is warm, or until the deadline is so near that the group must go on 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from elastictrain.control.state import Notice, State, Worker
 from elastictrain.control.vocabulary import Action, Leaving, StopWorker, Warn
@@ -75,7 +76,8 @@ def outlook(state: State, seen: Leaving, now: float) -> Warn:
     else:
         before = f"{_margin_s(state, now):.0f} s before that"
         plan = f"there is no room for a replacement; if none comes, the group parts with it {before}"
-    return Warn("preemption", f"{seen.cause}, {max(seen.deadline - now, 0):.0f} s left: {plan}")
+    left = f", {max(seen.deadline - now, 0):.0f} s left" if seen.deadline < inf else ""
+    return Warn("preemption", f"{seen.cause}{left}: {plan}")
 
 
 def _margin_s(state: State, now: float) -> float:

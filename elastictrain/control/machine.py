@@ -12,10 +12,12 @@ makes progress; whoever waits has a deadline. Each decision is linear in the num
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from elastictrain.control.leaving import dismiss, leaving_members, outlook, parting_words, ready_to_part, take_notice
 from elastictrain.control.memory import relieve, tell_change, way_out
 from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.resize import QUARANTINE_S, growth_pays, nodes_to_avoid
 from elastictrain.control.state import Policy, State, Worker
 from elastictrain.control.vocabulary import (
     Action,
@@ -49,6 +51,8 @@ from elastictrain.control.vocabulary import (
 )
 from elastictrain.events import Cause
 
+REMEMBERED = 100
+"""Failures that decisions look back on."""
 NOTICE_S = 5.0
 """A shortage of workers that lasts so long is told."""
 
@@ -107,14 +111,30 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
 
 
 def _commit(state: State, step: int, now: float) -> Decision:
-    state = replace(state, committed_step=step, phase="running", paced_from=state.paced_from or (step, now))
+    if state.paced_from is None:
+        state = replace(state, paced_from=(step, now), pause_s=now - state.since)
+    state = replace(state, committed_step=step, phase="running")
     if step > state.best_step:
         state = replace(state, best_step=step, strikes=0)
     if step >= state.policy.steps:
         return replace(state, phase="ended"), [End("complete")]
     released = state.draining - {worker.node for worker in state.workers.values()}
-    state, actions = _proceed(replace(state, draining=state.draining - released), now)
-    return state, [*map(ReleaseNode, sorted(released)), *actions]
+    releases = [ReleaseNode(node, QUARANTINE_S if node in state.quarantined else 0.0) for node in sorted(released)]
+    state = replace(state, draining=state.draining - released, quarantined=state.quarantined - released)
+    state, warnings = _quarantine(state, now)
+    state, actions = _proceed(state, now)
+    return state, [*releases, *warnings, *actions]
+
+
+def _quarantine(state: State, now: float) -> Decision:
+    """Have nodes leave on which too much breaks."""
+    warnings = list[Action]()
+    for node in sorted(nodes_to_avoid(state.failed_at, state.nodes, len(state.members), now)):
+        message = f"node {node} fails again and again: it is left alone for {QUARANTINE_S / 60:.0f} minutes"
+        state = take_notice(state, Leaving(f"node {node} is quarantined", inf, node=node))
+        state = replace(state, quarantined=state.quarantined | {node})
+        warnings.append(Warn("quarantine", message))
+    return state, warnings
 
 
 def _leave(state: State, seen: Leaving, now: float) -> Decision:
@@ -123,8 +143,12 @@ def _leave(state: State, seen: Leaving, now: float) -> Decision:
 
 
 def _lose_worker(state: State, name: str, cause: Cause, step: int, now: float) -> Decision:
-    starting = state.workers[name].state == "starting"
-    state = replace(state, workers={n: w for n, w in state.workers.items() if n != name})
+    starting, node = state.workers[name].state == "starting", state.workers[name].node
+    state = replace(
+        state,
+        workers={n: w for n, w in state.workers.items() if n != name},
+        failed_at=(*state.failed_at, (now, node))[-REMEMBERED:],
+    )
     if name in state.members and state.phase in ("forming", "running"):
         if cause.kind == "oom" and state.phase == "running":
             return _lack_memory(state, cause, step, own=False)
@@ -141,6 +165,7 @@ def _lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
     state = replace(
         state,
         nodes={n: slots for n, slots in state.nodes.items() if n != node},
+        losses_at=(*state.losses_at, now)[-REMEMBERED:],
         draining=state.draining - {node},
         workers={name: worker for name, worker in state.workers.items() if name not in gone},
     )
@@ -221,14 +246,18 @@ def _proceed(state: State, now: float) -> Decision:
     """Keep enough workers coming; form a group, or a larger one, as soon as that is the best to do."""
     state, dismissals = dismiss(state)
     state, actions = _replenish(state)
-    larger = (state.size or 0) > len(state.members)
     if state.phase == "gathering":
         state, more = _gather(state, now)
-    elif state.phase == "running" and not state.pausing and (larger or ready_to_part(state, now)):
+    elif state.phase == "running" and not state.pausing and (_may_grow(state, now) or ready_to_part(state, now)):
         state, more = replace(state, pausing=True), [Pause(state.generation)]
     else:
         more = []
     return state, [*dismissals, *actions, *more]
+
+
+def _may_grow(state: State, now: float) -> bool:
+    size, larger = len(state.members), state.size or 0
+    return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now)
 
 
 def _gather(state: State, now: float) -> Decision:

@@ -74,6 +74,14 @@ class State:
     """Nodes that leave and have not been released; no worker starts there."""
     leaving: bool = False
     """A member was told to leave, and no group without it was formed yet."""
+    losses_at: tuple[float, ...] = ()
+    """When nodes were lost, lately."""
+    failed_at: tuple[tuple[float, str], ...] = ()
+    """When processes died or hung, and on which node, lately."""
+    quarantined: frozenset[str] = frozenset()
+    """Nodes that leave because they failed too often."""
+    pause_s: float = 1.0
+    """How long training stood still for the last change of the group."""
     paced_from: tuple[int, float] | None = None
     """The first step that this generation committed, and when."""
     pausing: bool = False

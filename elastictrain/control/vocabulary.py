@@ -234,6 +234,8 @@ class ReleaseNode:
     """Give up a node that leaves: nothing on it is needed any more."""
 
     node: str
+    alone_s: float = 0.0
+    """How long to leave it alone then, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,8 @@ class Keeper:
     def set_buddy(self, address: Address | None) -> None:
         """Send replicas to this keeper from now on."""
         with self._lock:
+            if address == self._buddy:
+                return  # a copy may be on its way there
             self._buddy = address
             stale, self._links = self._links, {}
         for link in stale.values():

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
-from elastictrain.runtime.fleet import Fleet, Node
+from elastictrain.runtime.fleet import BAN_S, Fleet, Node
 from elastictrain.runtime.probe import Probe, answers
 from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
 from elastictrain.runtime.replies import Replies
@@ -141,10 +141,10 @@ class Roster:
         self._starting.pop(name, None)
         self.progress.pop(name, None)
 
-    def forget_node(self, name: str) -> set[str]:
-        """Give up on a node; returns its workers."""
+    def forget_node(self, name: str, alone_s: float = 0.0) -> set[str]:
+        """Give up on a node, for so many seconds at least; returns its workers."""
         gone = {w.name for w in self.fleet.workers.values() if w.node == name}
-        self.fleet.drop_node(name)
+        self.fleet.drop_node(name, max(alone_s, BAN_S))
         self._told.discard(name)
         for worker in gone:
             self.forget_worker(worker)

@@ -6,6 +6,7 @@ It holds no policy: `control.machine` decides. `roster` knows who is there, `sto
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -121,8 +122,8 @@ class Supervisor:
         """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
         self._paused: set[str] = set()
         """Members that have stopped for a pause."""
-        self._released: set[str] = set()
-        """Nodes that may go once no checkpoint is being written from there."""
+        self._released: dict[str, float] = {}
+        """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
         self._interval = SnapshotInterval(config.snapshot.every)
@@ -344,6 +345,8 @@ class Supervisor:
             return
         name = self._state.members[found.rank]
         node = self._fleet.workers[name].node
+        if self._config.elastic.straggler == "replace":
+            self._tell(v.Leaving(f"rank {found.rank} is slow", math.inf, worker=name))
         generation, step = self._state.generation, self._story.step
         self._emit(StragglerFound(time.time(), generation, step, found.rank, name, node, found.own_s, found.others_s))
 
@@ -425,8 +428,8 @@ class Supervisor:
                 self._order(generation, "pause")
             case v.Save():
                 self._save_restored()
-            case v.ReleaseNode(name):
-                self._released.add(name)
+            case v.ReleaseNode(name, alone_s):
+                self._released[name] = alone_s
             case v.Warn(topic, message):
                 self._live.message = message
                 self._story.warn(topic, message)
@@ -553,8 +556,8 @@ class Supervisor:
             )
 
     def _release(self) -> None:
-        for name in self._released & self._fleet.nodes.keys():
-            self._roster.forget_node(name)
+        for name in self._released.keys() & self._fleet.nodes.keys():
+            self._roster.forget_node(name, self._released[name])
             if self._fencing is not None:
                 self._fencing.forget_node(name)
         self._released.clear()

@@ -68,6 +68,7 @@ TINY = {
         "validation_samples": 8,
     },
     "elastic": {"min_workers": 2, "standby": 0},  # going on with one would change the bits
+    "snapshot": {"every": 1},  # faults strike in snapshots too
     "checkpoint": {"every": 50},
 }
 

@@ -6,10 +6,9 @@ It holds no policy: `control.machine` decides. `roster` knows who is there, `sto
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,7 +21,6 @@ from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import Policy, State
-from elastictrain.control.suspicion import Hang
 from elastictrain.data.order import cursor
 from elastictrain.events import (
     Cause,
@@ -30,11 +28,9 @@ from elastictrain.events import (
     Event,
     FaultInjected,
     Member,
-    StragglerFound,
     WorkerStarted,
 )
 from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
-from elastictrain.runtime.board import Progress
 from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.durable import Due, DurableWriter
 from elastictrain.runtime.fencing import Fencing
@@ -57,7 +53,7 @@ from elastictrain.runtime.protocol import (
 from elastictrain.runtime.replies import Replies
 from elastictrain.runtime.roster import Roster
 from elastictrain.runtime.story import Story
-from elastictrain.runtime.watchdog import Watchdog
+from elastictrain.runtime.vigil import Vigil
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
@@ -127,9 +123,7 @@ class Supervisor:
         self._fence_s = 0.0
         self._phase_began = time.monotonic()
         self._interval = SnapshotInterval(config.snapshot.every)
-        self._watchdog = Watchdog(config.elastic.hang_patience_s)
-        self._accused: set[str] = set()
-        """Workers that are being ended because they hang."""
+        self._vigil = Vigil(config.elastic, self._roster, self._replies, self._story, self.worker_lost, self._tell)
         self._stop: str | None = None
         self._ticked = 0.0
         self._end: v.End | None = None
@@ -294,7 +288,7 @@ class Supervisor:
         match event:
             case SnapshotHeld(header):
                 self._commit(header)
-            case WorkerExited(worker) if worker in self._accused:
+            case WorkerExited(worker) if worker in self._vigil.accused:
                 pass  # ended for its hang, which is told when its stacks are there
             case WorkerExited(worker, at, cause, _, step, phase):
                 if phase in ("snapshot", "idle"):
@@ -310,45 +304,8 @@ class Supervisor:
                 self._story.warn(topic, message)
 
     def progress_told(self) -> None:
-        """See `roster.Listener`: look for ranks that hold up the others."""
-        state = self._state
-        if state.phase != "running":
-            return
-        hang = self._watchdog.look([self._roster.progress.get(name) for name in state.members])
-        if hang is not None:
-            self._end_hang(hang)
-
-    def _end_hang(self, hang: Hang) -> None:
-        """Replace the ranks that hang; whoever is to blame is asked for its stacks before it is ended."""
-        cause = Cause("hang", hang.message)
-        if not hang.ranks:
-            self._story.fail("hang", cause, generation=self._state.generation)
-            self._tell(v.PeersBroken(self._state.generation, cause))
-            return
-        for name in [self._state.members[rank] for rank in hang.ranks]:
-            handle, at = self._fleet.workers.get(name), self._roster.progress[name]
-            if handle is None or name in self._accused:
-                continue
-            self._accused.add(name)
-
-            def tell(stacks: str, name: str = name, at: Progress = at) -> None:
-                self._accused.discard(name)
-                since = time.time() - at.silent_s
-                self.worker_lost(name, replace(cause, traceback=stacks), since, at.step, "hang")
-
-            end = self._fleet.nodes[handle.node].keeper.end.remote(name, not at.stopped)
-            self._replies.expect(end, tell, lambda _, tell=tell: tell(""))  # type: ignore[misc]
-
-    def _name_straggler(self) -> None:
-        found = self._watchdog.straggler(self._story.commits.own_s)
-        if found is None or self._config.elastic.straggler == "ignore":
-            return
-        name = self._state.members[found.rank]
-        node = self._fleet.workers[name].node
-        if self._config.elastic.straggler == "replace":
-            self._tell(v.Leaving(f"rank {found.rank} is slow", math.inf, worker=name))
-        generation, step = self._state.generation, self._story.step
-        self._emit(StragglerFound(time.time(), generation, step, found.rank, name, node, found.own_s, found.others_s))
+        """See `roster.Listener`."""
+        self._vigil.look(self._state)
 
     def _commit(self, header: ShardHeader) -> None:
         if not is_trusted(self._state.trusted, header.generation, header.step):
@@ -360,12 +317,12 @@ class Supervisor:
         for event in steps:
             if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
                 self._make_durable(event.step, event.generation, self._places)
-            self._watchdog.step(event.finished_at - event.begun_at)
+            self._vigil.step(event.finished_at - event.begun_at)
             if self._interval.step(event.finished_at - event.begun_at, event.snapshot_stall_s):
                 self._order(event.generation, str(self._interval.every))
             self._tell(v.StepDone(event.generation, event.step))
-        if steps and self._state.phase == "running":
-            self._name_straggler()
+        if steps:
+            self._vigil.name_straggler(self._state)
 
     def _training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
         if generation != self._state.generation or not self._grouped:
@@ -437,7 +394,10 @@ class Supervisor:
                 self._end = action
 
     def _order(self, generation: int, news: str) -> None:
-        self._fleet.workers[self._state.members[0]].actor.order.remote(generation, news)
+        """Have rank 0 announce it to all; nobody does when this generation trains no more."""
+        rank_0 = self._fleet.workers.get(self._state.members[0])
+        if rank_0 is not None and generation == self._state.generation:
+            rank_0.actor.order.remote(generation, news)
 
     def _fence(self, order: v.Fence) -> None:
         self._broken = None
@@ -529,7 +489,7 @@ class Supervisor:
         self._places = [handle.node for handle in handles]
         phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
         self._story.begin(forming.order, self._layouts[forming.order.generation], members, phases_s)
-        self._watchdog.begin(forming.order.generation)
+        self._vigil.begin(forming.order.generation)
         self._tell(v.Formed(forming.order.generation))
 
     def _form_failed(self, worker: str | None, cause: Cause) -> None:

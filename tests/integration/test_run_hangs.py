@@ -58,3 +58,16 @@ def test_a_slow_rank_is_named(product: Product, undisturbed: Report) -> None:
     assert straggler["own_s"] > 1.5 * straggler["others_s"]
     assert "rank 1 (node" in ended.out
     assert "is slow: it works" in ended.out
+
+
+def test_a_slow_rank_is_replaced_where_that_is_wanted(product: Product, undisturbed: Report) -> None:
+    fault = {"at": 20, "rank": 1, "kind": "slow", "seconds": 0.1, "phase": "forward"}
+    ended = product.train("slow-out", f"faults=[{json.dumps(fault)}]", "elastic.straggler=replace", "elastic.standby=1")
+    assert ended.code == 0, ended.err
+    report = product.report("slow-out")
+    assert_same_training(report, undisturbed)
+    assert (report["failures"], report["lost_steps"]) == ([], 0)
+    before, after = report["generations"]
+    assert after["cause"] == "rank 1 is slow"
+    assert after["members"][0] == before["members"][0]
+    assert after["members"][1]["pid"] != before["members"][1]["pid"]

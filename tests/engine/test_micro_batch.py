@@ -48,7 +48,7 @@ def go(me: Rank, folder: Path, stage: int, plan: list[tuple[int, range, bool]]) 
             engine.import_state(FolderSource(folder))
             me.meet()
         fault = Fault(at=BROKEN_STEP, rank=1, kind="oom", phase="forward")
-        faults = FaultPlan([(0, fault)] if breaks else [], me.index, ignore)
+        faults = FaultPlan([(0, fault)] if breaks else [], me.index, ignore, ignore)
         losses: dict[int, tuple[float, ...]] = {}
         norms: dict[int, float] = {}
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Recovery, pace, phases_between
-from two_nodes import Job, running
+from two_nodes import Job, Nodes, running
 
 from elastictrain.events import StepCommitted
 from elastictrain.tracking.journal import read_journal
@@ -40,17 +40,27 @@ def recover(
     rank: int,
     min_step: int,
     wait_s: float,
+    nodes: Nodes | None = None,
 ) -> Recovery:
-    """Train, kill this rank's process at `wait_s` after everything is ready, and measure."""
+    """Train, kill this rank's process at `wait_s` after everything is ready, and measure.
+
+    With `nodes`, kill its whole node, or that of another rank if it is the head.
+    """
     storage = folder / "runs"
     settings = [*overrides, f"run.name={name}", f"run.storage={storage}"]
     command = [str(COMMAND), "train", str(job), *settings]
     with running(command, folder / f"{name}.log", ray_address) as train:
         status = wait_until_ready(train, name, storage, min_step)
         time.sleep(QUIET_S + wait_s)
-        victim = next(w["pid"] for w in status["workers"] if w["rank"] == rank)
+        pids = {w["rank"]: w["pid"] for w in status["workers"]}
+        if nodes is not None and nodes.on_head(pids[rank]):
+            rank = next(r for r in pids if not nodes.on_head(pids[r]))
+        victim = pids[rank]
         killed_at = time.time()
-        os.kill(victim, signal.SIGKILL)
+        if nodes is None:
+            os.kill(victim, signal.SIGKILL)
+        else:
+            nodes.kill_node_of(victim)
         end = time.monotonic() + RECOVER_TIMEOUT_S
         while True:
             time.sleep(QUIET_S)
@@ -95,7 +105,7 @@ def _step_s(run_folder: Path, killed_at: float) -> float:
 
 def _recovery(report: Any, step_s: float, killed_at: float, victim: int, rank: int) -> Recovery:
     generation = report["generations"][1]
-    failure = next((f for f in report["failures"] if f["pid"] == victim), None)
+    failure = next((f for f in report["failures"] if f["pid"] == victim or f["ranks"] == [rank]), None)
     if failure is None:
         raise RuntimeError(f"process {victim} was killed, and the report tells of others: {report['failures']}")
     began = report["started_at"]

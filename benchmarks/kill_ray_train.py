@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from figures import Recovery, pace, phases_between
 from peers.ray_train import Setup, read_notes
-from two_nodes import Job, running
+from two_nodes import Job, Nodes, running
 
 SCRIPT = Path(__file__).with_name("peers") / "ray_train.py"
 START_TIMEOUT_S = 180.0
@@ -31,8 +31,13 @@ LOOK_EVERY_S = 0.05
 Notes = list[dict[str, Any]]
 
 
-def recover(setup: Setup, folder: Path, ray_address: str, rank: int, offset: int, wait_s: float) -> Recovery:
-    """Train, kill this rank's process `offset` steps and `wait_s` after a checkpoint, and measure."""
+def recover(
+    setup: Setup, folder: Path, ray_address: str, rank: int, offset: int, wait_s: float, nodes: Nodes | None = None
+) -> Recovery:
+    """Train, kill this rank's process `offset` steps and `wait_s` after a checkpoint, and measure.
+
+    With `nodes`, kill its whole node, or that of another rank if it is the head.
+    """
     events, described = Path(setup.events), folder / f"{setup.name}.json"
     described.write_text(json.dumps(asdict(setup)))
     kill_step = 2 * setup.checkpoint_every + offset
@@ -40,9 +45,14 @@ def recover(setup: Setup, folder: Path, ray_address: str, rank: int, offset: int
         before = _wait(events, job, lambda notes: _done(notes) >= kill_step, START_TIMEOUT_S)
         time.sleep(wait_s)
         pids = {note["rank"]: note["pid"] for note in before if note["event"] == "loop"}
+        if nodes is not None and nodes.on_head(pids[rank]):
+            rank = next(r for r in pids if not nodes.on_head(pids[r]))
         survivor = os.pidfd_open(next(pid for other, pid in pids.items() if other != rank))
         killed_at = time.time()
-        os.kill(pids[rank], signal.SIGKILL)
+        if nodes is None:
+            os.kill(pids[rank], signal.SIGKILL)
+        else:
+            nodes.kill_node_of(pids[rank])
         try:
             torn_down_at = _exit_time(survivor)
         finally:

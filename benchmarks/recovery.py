@@ -1,8 +1,9 @@
 """How long training stands still when a worker is killed: elastictrain beside Ray Train, in one go on one machine.
 
 Two local Ray nodes, the same for both. In turns, each trains the same model on the same data with the same DeepSpeed
-ZeRO-1; then one rank's process gets SIGKILL, from outside, by pid. Measured is the time from the kill until every rank
-of the new group has done its first step, and how many completed steps had to be done again.
+ZeRO-1; then one rank's process gets SIGKILL, from outside, by pid, or with `--fault node` everything on its node, while
+a third node has room for the rank. Measured is the time from the kill until every rank of the new group has done its
+first step, and how many completed steps had to be done again.
 
     python benchmarks/recovery.py                                     a table; 5 to 8 minutes
     python benchmarks/recovery.py --runs 5 --json --out result.json   one JSON object
@@ -25,7 +26,7 @@ import kill_ray_train
 import machine
 from figures import Recovery, summary, table
 from peers.ray_train import Setup
-from two_nodes import two_nodes
+from two_nodes import local_nodes
 
 from elastictrain.config import TrainConfig
 
@@ -39,7 +40,12 @@ PEERS = {"ray_train": "Ray Train", "none": ""}
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fault", choices=["worker"], default="worker", help="worker: SIGKILL to one rank's process")
+    parser.add_argument(
+        "--fault",
+        choices=["worker", "node"],
+        default="worker",
+        help="SIGKILL to one rank's process (default), or to all of its node, of three nodes with room for a rank each",
+    )
     parser.add_argument("--runs", type=int, default=3, help="faults per platform (default 3)")
     parser.add_argument("--peers", choices=list(PEERS), default="ray_train", help="whom to compare with")
     parser.add_argument("--checkpoint-every", type=int, default=10, help="steps between durable checkpoints, in both")
@@ -64,13 +70,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     theirs: list[Recovery] = []
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     try:
-        with two_nodes(folder) as address:
+        whole_nodes = arguments.fault == "node"
+        with local_nodes(folder, WORLD_SIZE + whole_nodes) as cluster:
+            address, nodes = cluster.address, cluster if whole_nodes else None
             for number in range(arguments.runs):
                 rank = (number + 1) % WORLD_SIZE
                 offset, wait_s = moments.randrange(arguments.checkpoint_every), moments.random()
                 min_step = 2 * arguments.checkpoint_every
                 name = f"run-{number}"
-                ours.append(kill_elastictrain.recover(name, JOB, overrides, folder, address, rank, min_step, wait_s))
+                ours.append(
+                    kill_elastictrain.recover(name, JOB, overrides, folder, address, rank, min_step, wait_s, nodes)
+                )
+                cluster.replace_dead()
                 _progress("elastictrain", number, ours[-1])
                 if arguments.peers == "none":
                     continue
@@ -82,7 +93,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     checkpoint_every=arguments.checkpoint_every,
                     events=str(folder / f"ray-train-{number}.jsonl"),
                 )
-                theirs.append(kill_ray_train.recover(setup, folder, address, rank, offset, wait_s))
+                theirs.append(kill_ray_train.recover(setup, folder, address, rank, offset, wait_s, nodes))
+                cluster.replace_dead()
                 _progress("Ray Train", number, theirs[-1])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +122,7 @@ def told(result: dict[str, Any]) -> str:
         rows.append([who, f"{found['median_s']:.2f}", seconds, lost, f"{step_s:.2f}"])
         split = ", ".join(f"{phase} {took:.2f}" for phase, took in found["median_phases_s"].items())
         splits.append(f"{who}: {split}")
-    header = ["SIGKILL of a worker", "median s", "runs s", "steps lost", "one step s"]
+    header = [f"SIGKILL of a {result['fault']}", "median s", "runs s", "steps lost", "one step s"]
     ratio = [] if result["ratio"] is None else [f"ratio of the medians: {result['ratio']:.1f}"]
     parts = [
         machine.line(result["machine"]),

@@ -143,8 +143,7 @@ class Soak:
         node = self.chance.choice(self.nodes.cluster.worker_nodes)
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         _signal(signal.SIGKILL, raylet.pid, *(child.pid for child in raylet.children(recursive=True)))
-        self.nodes.cluster.remove_node(node, allow_graceful=False)
-        self.nodes.add()
+        self.nodes.replace_dead()
 
     def count(self) -> None:
         """Note what the run holds now."""
@@ -220,7 +219,7 @@ def soak(num_faults: int, seed: int) -> tuple[dict[str, Any], tuple[Any, Any]]:
     begun = time.monotonic()
     try:
         with local_nodes(folder, 3) as nodes:
-            address = str(nodes.cluster.address)
+            address = nodes.address
             disturbed = [*train, "run.name=soak", f"faults={json.dumps(plan)}"]
             with running(disturbed, folder / "soak.log", address) as job:
                 state = Soak(job, storage, nodes, chance)

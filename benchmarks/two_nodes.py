@@ -13,10 +13,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 FIRST_HOST = 11
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
@@ -37,6 +39,34 @@ class Nodes:
 
     cluster: Any
     num_added: int = 0
+
+    @property
+    def address(self) -> str:
+        """For Ray's clients."""
+        return str(self.cluster.address)
+
+    def on_head(self, pid: int) -> bool:
+        """Whether the head node has this process: a node with it is not to be killed, since the driver is there."""
+        return bool(psutil.Process(pid).ppid() == self._raylet(self.cluster.head_node))
+
+    def kill_node_of(self, pid: int) -> None:
+        """SIGKILL to the raylet of this process and to everything that it started; then a new node comes."""
+        raylet = psutil.Process(pid).parent()
+        assert raylet is not None
+        doomed = [raylet, *raylet.children(recursive=True)]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def replace_dead(self) -> None:
+        """Forget nodes that were killed, and start one for each."""
+        for node in list(self.cluster.worker_nodes):
+            if not psutil.pid_exists(self._raylet(node)):
+                self.cluster.remove_node(node, allow_graceful=False)
+                self.add()
+
+    def _raylet(self, node: Any) -> int:
+        return int(node.all_processes["raylet"][0].process.pid)
 
     def add(self) -> Any:
         """One more node, at the next address."""

@@ -37,6 +37,7 @@ from kill_elastictrain import COMMAND, ask
 from two_nodes import Job, Nodes, local_nodes, running
 
 from elastictrain.cli.runs import find_run
+from elastictrain.errors import ConfigError
 from elastictrain.events import FailureDetected, Recovered
 from elastictrain.status import Status
 
@@ -102,8 +103,10 @@ class Soak:
 
     def status(self) -> Status:
         """What `elastictrain status` reads."""
-        found = find_run(str(self.storage), "soak").status()
-        return found or Status.beginning("soak", time.time())
+        with suppress(ConfigError):  # it has not begun
+            if (found := find_run(str(self.storage), "soak").status()) is not None:
+                return found
+        return Status.beginning("soak", time.time())
 
     def until_well(self, generation: int, standby: bool) -> Status:
         """Wait until this generation or a later one trains, and a standby is there."""

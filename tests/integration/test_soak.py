@@ -1,4 +1,4 @@
-"""A short soak: a dozen faults of all kinds in one run, whose losses are those of an undisturbed one. About 2 minutes."""
+"""A short soak: a dozen faults of all kinds in one run, whose losses are those of an undisturbed one. About 2 min."""
 
 from __future__ import annotations
 

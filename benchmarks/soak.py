@@ -227,10 +227,10 @@ def soak(num_faults: int, seed: int) -> tuple[dict[str, Any], tuple[Any, Any]]:
             with running(disturbed, folder / "soak.log", address) as job:
                 state = Soak(job, storage, nodes, chance)
                 state.until_well(0, standby=True)
-                while _num_faults(storage, state) < num_faults:
+                while (so_far := _num_faults(state, len(plan))) < num_faults:
+                    print(f"{so_far} faults", file=sys.stderr, flush=True)
                     state.strike()
                     state.count()
-                    print(f"{_num_faults(storage, state)} faults", file=sys.stderr, flush=True)
                 state.until_well(0, standby=False)
                 soaked_s = time.monotonic() - begun
             report = ask("report", "soak", storage)
@@ -266,9 +266,8 @@ def soak(num_faults: int, seed: int) -> tuple[dict[str, Any], tuple[Any, Any]]:
     return {**result, "problems": problems(result)}, (report["loss"], undisturbed["loss"])
 
 
-def _num_faults(storage: Path, state: Soak) -> int:
-    planned = state.status().step // EXCEPTION_EVERY
-    return sum(state.struck.values()) + planned
+def _num_faults(state: Soak, planned: int) -> int:
+    return sum(state.struck.values()) + min(state.status().step // EXCEPTION_EVERY, planned)
 
 
 def problems(result: dict[str, Any]) -> list[str]:

@@ -143,8 +143,8 @@ class Soak:
         self.until_well(before.generation + (kind not in ("standby", "keeper", "node")), standby=False)
 
     def _kill_a_node(self) -> None:
-        node = self.chance.choice(self.nodes.cluster.worker_nodes)
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        nodes = sorted(self.nodes.cluster.worker_nodes, key=lambda node: str(node.node_ip_address))
+        raylet = psutil.Process(self.chance.choice(nodes).all_processes["raylet"][0].process.pid)
         _signal(signal.SIGKILL, raylet.pid, *(child.pid for child in raylet.children(recursive=True)))
         self.nodes.replace_dead()
 

@@ -61,7 +61,7 @@ class Nodes:
     def replace_dead(self) -> None:
         """Forget nodes that were killed, and start one for each."""
         for node in list(self.cluster.worker_nodes):
-            if not psutil.pid_exists(self._raylet(node)):
+            if node.all_processes["raylet"][0].process.poll() is not None:
                 self.cluster.remove_node(node, allow_graceful=False)
                 self.add()
 

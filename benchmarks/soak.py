@@ -61,6 +61,7 @@ CONFIG = {
         "validation_samples": 8,
     },
     "elastic": {"min_workers": 2, "max_workers": 2, "standby": 1, "hang_patience_s": 2.0, "max_failures": 10},
+    "snapshot": {"every": 1},  # steps of 30 ms: by itself it would take one in a few steps, and lose as many
     "checkpoint": {"every": 500},
 }
 KINDS = {"kill": 8, "segfault": 4, "stop": 2, "both": 2, "standby": 2, "keeper": 2, "node": 1}

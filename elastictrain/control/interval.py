@@ -24,11 +24,21 @@ class SnapshotInterval:
     def __init__(self, fixed: int | None) -> None:
         self.every = fixed or 1
         """Steps between snapshots."""
+        self.told = self.every
+        """The longest that people have been told of."""
         self._adapts = fixed is None
         self._steps = 0
         self._step_s = self._stall_s = 0.0
         self._calm_windows, self._patience = 0, _FIRST_PATIENCE
         self._trial = False
+
+    @property
+    def words(self) -> str:
+        """What a longer interval means."""
+        return (
+            f"training waits too long for its copies in memory: one every {self.every} steps from now on, and a "
+            f"failure may cost as many (snapshot.every=1 takes one each step)"
+        )
 
     def step(self, step_s: float, stall_s: float) -> bool:
         """A step took so long, and training waited so long for snapshots in it; whether `every` is another now."""

@@ -320,6 +320,9 @@ class Supervisor:
             self._vigil.step(event.finished_at - event.begun_at)
             if self._interval.step(event.finished_at - event.begun_at, event.snapshot_stall_s):
                 self._order(event.generation, str(self._interval.every))
+                if self._interval.every > self._interval.told:
+                    self._interval.told = self._interval.every
+                    self._story.warn("snapshot", self._interval.words)
             self._tell(v.StepDone(event.generation, event.step))
         if steps:
             self._vigil.name_straggler(self._state)

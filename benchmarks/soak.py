@@ -145,8 +145,10 @@ class Soak:
 
     def _kill_a_node(self) -> None:
         nodes = sorted(self.nodes.cluster.worker_nodes, key=lambda node: str(node.node_ip_address))
-        raylet = psutil.Process(self.chance.choice(nodes).all_processes["raylet"][0].process.pid)
-        _signal(signal.SIGKILL, raylet.pid, *(child.pid for child in raylet.children(recursive=True)))
+        process = self.chance.choice(nodes).all_processes["raylet"][0].process
+        children = psutil.Process(process.pid).children(recursive=True)
+        _signal(signal.SIGKILL, process.pid, *(child.pid for child in children))
+        process.wait()
         self.nodes.replace_dead()
 
     def count(self) -> None:

@@ -374,7 +374,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if data is None:
-        return {}
+        raise ConfigError(f"{path} is empty: write sections such as `train:` in it, as jobs/llm_tiny.yaml has them")
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}, not sections such as `train:`")
     return data

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -139,8 +139,11 @@ class ElasticTrainer:
             if self._progress is not None:
                 self._progress.on_event(event)
 
+        watch = _TrackingWatch(emit)
+
         def show(status: Status) -> None:
             home.write_status(status)
+            watch.look()
             if self._progress is not None:
                 self._progress.on_status(status)
 
@@ -154,7 +157,7 @@ class ElasticTrainer:
                 self._stop.install()
                 live.message = f"cluster {cluster}"
                 live.publish(None, None, {}, force=True)
-                tracker = start_tracker(config, home, attempt)
+                tracker = watch.tracker = start_tracker(config, home, attempt)
                 try:
                     end = self._train(emit, live, tracker)
                 except BaseException as error:
@@ -163,6 +166,7 @@ class ElasticTrainer:
                 else:
                     self._end(end, live, emit)
                 finally:
+                    watch.tracker = None
                     run_id = self._flush(tracker, emit)
         except BaseException as error:
             if not ended:
@@ -366,6 +370,32 @@ def check_inputs(config: TrainConfig) -> None:
     """Raise ConfigError or DataError when the corpus or the model's folder can't serve: found in milliseconds."""
     find_documents(config.data)
     check_model_folder(config)
+
+
+class _TrackingWatch:
+    """Tells once when MLflow can't be reached; `look` is called often, and waits for nothing."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.tracker: Any = None
+        self._emit = emit
+        self._asked_at = 0.0
+        self._answer: Any = None
+        self._told = False
+
+    def look(self) -> None:
+        """Ask the tracker how its last delivery went, or hear what it says."""
+        if self.tracker is None or self._told:
+            return
+        if self._answer is None:
+            if time.monotonic() > self._asked_at + 2.0:
+                self._asked_at, self._answer = time.monotonic(), self.tracker.problem.remote()
+        elif ray.wait([self._answer], timeout=0)[0]:
+            answer, self._answer = self._answer, None
+            with suppress(RayError):
+                if problem := ray.get(answer):
+                    self._told = True
+                    words = f"MLflow takes nothing for now ({problem}): training goes on, and the journal keeps it"
+                    self._emit(Warned(time.time(), "tracking", words))
 
 
 class _Stop:

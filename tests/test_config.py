@@ -138,8 +138,9 @@ def test_yaml_can_not_make_objects(tmp_path: Path) -> None:
     assert "not valid YAML" in refused(path=path)
 
 
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    assert TrainConfig.load(written(tmp_path, "")) == TrainConfig()
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is empty: write sections"):
+        TrainConfig.load(written(tmp_path, ""))
 
 
 def test_overrides_apply_left_to_right_over_the_file(tmp_path: Path) -> None:

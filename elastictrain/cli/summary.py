@@ -75,8 +75,11 @@ def _survived(report: Report) -> str:
     failures = report["failures"]
     recovered = [f["recovered_s"] for f in failures if f["recovered_s"] is not None]
     lost = f"{count_text(report['lost_steps'], 'step')} lost"
+    deaths = sum(attempt["status"] is None for attempt in report["attempts"][:-1])
+    if deaths:
+        lost += f", the driver died {count_text(deaths, 'time')} and was submitted again"
     if not failures:
-        return f"none, {lost}" if report["lost_steps"] else "none"
+        return f"none, {lost}" if report["lost_steps"] or deaths else "none"
     times = f", first new step after {', '.join(map(seconds_text, recovered))}" if recovered else ""
     return f"{len(failures)}, {len(recovered)} survived, {lost}{times}"
 

@@ -36,6 +36,7 @@ from elastictrain.control.vocabulary import (
     Paused,
     PeersBroken,
     RankRaised,
+    Readmit,
     ReleaseNode,
     RestorePoint,
     Save,
@@ -120,7 +121,9 @@ def _commit(state: State, step: int, now: float) -> Decision:
         return replace(state, phase="ended"), [End("complete")]
     released = state.draining - {worker.node for worker in state.workers.values()}
     releases = [ReleaseNode(node, QUARANTINE_S if node in state.quarantined else 0.0) for node in sorted(released)]
+    left_alone = state.left_alone or bool(released & state.quarantined)
     state = replace(state, draining=state.draining - released, quarantined=state.quarantined - released)
+    state = replace(state, left_alone=left_alone)
     state, warnings = _quarantine(state, now)
     state, actions = _proceed(state, now)
     return state, [*releases, *warnings, *actions]
@@ -281,6 +284,8 @@ def _gather(state: State, now: float) -> Decision:
             f"elastic.cpus_per_worker."
         )
         return _give_up(state, Cause("resources", missing))
+    if not state.size and not state.coming and waited > NOTICE_S and state.left_alone:
+        return replace(state, left_alone=False), [Readmit()]
     if not state.size and not state.coming and waited > NOTICE_S and "waiting" not in state.warned:
         message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
         return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]

@@ -80,6 +80,8 @@ class State:
     """When processes died or hung, and on which node, lately."""
     quarantined: frozenset[str] = frozenset()
     """Nodes that leave because they failed too often."""
+    left_alone: bool = False
+    """Nodes were quarantined and given up, and have not been taken back."""
     pause_s: float = 1.0
     """How long training stood still for the last change of the group."""
     paced_from: tuple[int, float] | None = None

@@ -230,6 +230,11 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
+class Readmit:
+    """Take back nodes that are left alone: there is no room without them."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseNode:
     """Give up a node that leaves: nothing on it is needed any more."""
 
@@ -254,6 +259,6 @@ class Warn:
     message: str
 
 
-Action: TypeAlias = StartWorker | StopWorker | Fence | Form | Pause | Save | ReleaseNode | End | Warn
+Action: TypeAlias = StartWorker | StopWorker | Fence | Form | Pause | Save | Readmit | ReleaseNode | End | Warn
 
 Phase = Literal["gathering", "forming", "running", "fencing", "ended"]

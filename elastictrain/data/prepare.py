@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -40,6 +40,13 @@ from elastictrain.errors import DataError, InfrastructureError
 _log = logging.getLogger(__name__)
 
 _TOKENIZER_DIGEST_NAME = "tokenizer.sha256"
+
+
+_RAY_DATA_HELPERS = {
+    ("_dataset_stats_actor", "datasets_stats_actor"),
+    ("AutoscalingCoordinator", "AutoscalingCoordinator"),
+}
+"""(namespace, name) of actors that Ray Data 2.x starts."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def _make(shards: dict[str, tuple[Span, ...]], home: Path, seq_len: int) -> None
             "no node of the Ray cluster has a CPU to prepare data with: start one with --num-cpus 1."
         )
     names = list(shards)
-    with _quiet_ray_data():
+    with _quiet_ray_data(), _nothing_left_behind():
         made = (
             ray.data.from_items([{"index": i} for i in range(len(names))], override_num_blocks=len(names))
             .map(_make_one, fn_kwargs={"plan": ray.put(list(shards.items())), "home": home, "seq_len": seq_len})
@@ -155,6 +162,25 @@ def _make_one(row: dict[str, Any], plan: Any, home: Path, seq_len: int) -> dict[
     except (DataError, InfrastructureError) as error:
         return {"fault": error.fault, "problem": str(error)}
     return {"fault": "", "problem": ""}
+
+
+@contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Ray Data's helper actors outlive the job that used it first: end those that were not there before."""
+    import ray
+    from ray.exceptions import RayError
+
+    def helpers() -> set[tuple[str, str]]:
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return {(actor["namespace"], actor["name"]) for actor in named} & _RAY_DATA_HELPERS
+
+    before = helpers()
+    try:
+        yield
+    finally:
+        with suppress(RayError, ValueError):
+            for namespace, name in helpers() - before:
+                ray.kill(ray.get_actor(name, namespace=namespace))
 
 
 @contextmanager

@@ -388,6 +388,8 @@ class Supervisor:
                 self._order(generation, "pause")
             case v.Save():
                 self._save_restored()
+            case v.Readmit():
+                self._fleet.banned.clear()
             case v.ReleaseNode(name, alone_s):
                 self._released[name] = alone_s
             case v.Warn(topic, message):

@@ -347,15 +347,11 @@ def newest_usable(
     if recorded is None:
         emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
         recorded = written_checkpoints(earlier)
-    rejected: list[int] = []
 
     def reject(step: int, uri: str, problem: str) -> None:
         emit(CheckpointRejected(time.time(), step, uri, problem))
-        rejected.append(step)
 
-    found = store.newest_verified(recorded, reject, partial(doubt, earlier))
-    for step in rejected:
-        store.set_aside(step)
+    found = store.take_newest(recorded, reject, partial(doubt, earlier))
     if found is None:
         return None
     if found.step not in recorded:

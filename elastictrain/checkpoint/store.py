@@ -158,6 +158,27 @@ class CheckpointStore:
             )
         return None
 
+    def take_newest(
+        self,
+        expected: Mapping[int, str],
+        on_reject: Callable[[int, str, str], None],
+        doubt: Callable[[Manifest], str],
+    ) -> StoredCheckpoint | None:
+        """`newest_verified`, to go on from it: what was rejected is set aside, once another is found or none was whole.
+
+        When it raises nothing was changed.
+        """
+        rejected: list[int] = []
+
+        def reject(step: int, uri: str, problem: str) -> None:
+            on_reject(step, uri, problem)
+            rejected.append(step)
+
+        found = self.newest_verified(expected, reject, doubt)
+        for step in rejected:
+            self.set_aside(step)
+        return found
+
     def set_aside(self, step: int) -> None:
         """Make it no checkpoint any more, as far as possible, and delete nothing of it.
 

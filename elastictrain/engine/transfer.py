@@ -33,8 +33,8 @@ class ShardExporter:
         """What each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
         if self.runs and self.runs[0].is_cuda:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._updated = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+            self._updated = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
             self._staging = torch.empty(self.index.numel, dtype=torch.float32, pin_memory=True)
 
     def mark_updated(self) -> None:

@@ -119,7 +119,7 @@ def start_moments(optimizer: torch.optim.Optimizer, pieces: tuple[Piece, ...], s
 def _partitions(named: Mapping[str, Tensor], masters: list[Tensor]) -> Iterator[Piece]:
     # A parameter lies in at most one group, and a rank's partition holds at most one range of it.
     for name, parameter in named.items():
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's
         if mapping is None:
             continue
         low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -139,7 +139,7 @@ def _stage_3(optimizer: Any, names: Mapping[int, str]) -> Iterator[Piece]:
 
 
 def _partition(named: Mapping[str, Tensor], piece: Piece) -> Tensor:
-    mine: Tensor = named[piece.parameter].ds_tensor  # type: ignore[attr-defined]
+    mine: Tensor = named[piece.parameter].ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's
     return mine.detach().view(-1).narrow(0, 0, piece.numel)
 
 

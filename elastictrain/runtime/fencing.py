@@ -59,8 +59,8 @@ class Fencing:
             reply = self.fleet.workers[name].actor.quiet.remote(self.order.generation)
             self.replies.expect(
                 reply,
-                lambda _, name=name: self._quieted(name),  # type: ignore[misc]
-                lambda error, name=name: self.suspect(name, explain(error)),  # type: ignore[misc]
+                lambda _, name=name: self._quieted(name),  # type: ignore[misc]  # defaults bind
+                lambda error, name=name: self.suspect(name, explain(error)),  # type: ignore[misc]  # defaults bind
             )
         self._go_on()
 
@@ -108,8 +108,8 @@ class Fencing:
                     continue
                 self.replies.expect(
                     node.keeper.fence.remote(self.order.generation, node.read),
-                    lambda reply, name=name: self._fenced(name, reply),  # type: ignore[misc]
-                    lambda error, name=name: self.lose_node(name, error),  # type: ignore[misc]
+                    lambda reply, name=name: self._fenced(name, reply),  # type: ignore[misc]  # defaults bind
+                    lambda error, name=name: self.lose_node(name, error),  # type: ignore[misc]  # defaults bind
                 )
         if not self._keepers:
             self.finished = True

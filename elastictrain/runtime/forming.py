@@ -82,8 +82,8 @@ class Forming:
             part = FormOrder(order.generation, rank, self.layout, rendezvous, faults, self.snapshot_every, self.seen)
             self.replies.expect(
                 handle.actor.form.remote(part, restore),
-                lambda reply, name=handle.name: self._joined(name, reply),  # type: ignore[misc]
-                lambda error, name=handle.name: self._missing(name, error),  # type: ignore[misc]
+                lambda reply, name=handle.name: self._joined(name, reply),  # type: ignore[misc]  # defaults bind
+                lambda error, name=handle.name: self._missing(name, error),  # type: ignore[misc]  # defaults bind
             )
 
     def check(self) -> None:
@@ -107,8 +107,8 @@ class Forming:
         for worker in self.order.workers:
             self.replies.expect(
                 self.fleet.workers[worker].actor.train.remote(generation),
-                lambda outcome, worker=worker: self.ended(worker, generation, outcome),  # type: ignore[misc]
-                lambda error, worker=worker: self.suspect(worker, explain(error)),  # type: ignore[misc]
+                lambda outcome, worker=worker: self.ended(worker, generation, outcome),  # type: ignore[misc]  # defaults bind
+                lambda error, worker=worker: self.suspect(worker, explain(error)),  # type: ignore[misc]  # defaults bind
             )
         self.formed(self)
 

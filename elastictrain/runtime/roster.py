@@ -199,8 +199,8 @@ class Roster:
                 self._asked.add(node.keeper)
                 self.replies.expect(
                     node.keeper.progress.remote(),
-                    lambda found, node=node, keeper=node.keeper: self._hear_progress(node.name, keeper, found),  # type: ignore[misc]
-                    lambda _, keeper=node.keeper: self._asked.discard(keeper),  # type: ignore[misc]
+                    lambda found, node=node, keeper=node.keeper: self._hear_progress(node.name, keeper, found),  # type: ignore[misc]  # defaults bind
+                    lambda _, keeper=node.keeper: self._asked.discard(keeper),  # type: ignore[misc]  # defaults bind
                 )
 
     def _hear_progress(self, name: str, keeper: Any, found: dict[str, Progress]) -> None:
@@ -247,8 +247,8 @@ class Roster:
         for worker in [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None]:
             self.replies.expect(
                 worker.actor.adopt.remote(node.keeper),
-                lambda _, name=worker.name: self.listener.worker_adopted(name),  # type: ignore[misc]
-                lambda error, name=worker.name: self.suspect(name, explain(error)),  # type: ignore[misc]
+                lambda _, name=worker.name: self.listener.worker_adopted(name),  # type: ignore[misc]  # defaults bind
+                lambda error, name=worker.name: self.suspect(name, explain(error)),  # type: ignore[misc]  # defaults bind
             )
         self._welcome()
 

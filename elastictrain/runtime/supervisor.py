@@ -446,15 +446,10 @@ class Supervisor:
         self._tell(v.Fenced(fencing.order.generation, point))
 
     def _from_storage(self) -> tuple[RestoreFrom, dict[str, Any] | None]:
-        rejected: list[int] = []
-
         def reject(step: int, uri: str, problem: str) -> None:
             self._emit(CheckpointRejected(time.time(), step, uri, problem))
-            rejected.append(step)
 
-        stored = self._store.newest_verified({}, reject, lambda manifest: "")  # this attempt wrote or verified them
-        for step in rejected:
-            self._store.set_aside(step)
+        stored = self._store.take_newest({}, reject, lambda manifest: "")  # this attempt wrote or verified them
         if stored is None:
             return RestoreFrom("fresh", 0), None
         self._story.commits.chains[stored.step] = stored.manifest.sample_chain

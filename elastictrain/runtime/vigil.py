@@ -81,7 +81,7 @@ class Vigil:
                 self.lose_worker(name, replace(cause, traceback=stacks), since, at.step, "hang")
 
             end = self.roster.fleet.nodes[handle.node].keeper.end.remote(name, not at.stopped)
-            self.replies.expect(end, tell, lambda _, tell=tell: tell(""))  # type: ignore[misc]
+            self.replies.expect(end, tell, lambda _, tell=tell: tell(""))  # type: ignore[misc]  # defaults bind
 
     def name_straggler(self, state: State) -> None:
         """Tell of a slow rank, and have it replaced if that is wanted."""

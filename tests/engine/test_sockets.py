@@ -25,7 +25,7 @@ def test_only_connections_of_the_named_listeners_end_and_a_blocked_read_returns(
         read: list[bytes] = []
         reader = threading.Thread(target=lambda: read.append(accepted.recv(1)))
         reader.start()
-        end_reading({ours.getsockname()}, {ours.getsockname()}, held)  # type: ignore[arg-type]
+        end_reading({ours.getsockname()}, {ours.getsockname()}, held)  # type: ignore[arg-type]  # pairs, of longer tuples
         reader.join(timeout=10)
         assert read == [b""]
         assert len(held) == 2
@@ -33,7 +33,7 @@ def test_only_connections_of_the_named_listeners_end_and_a_blocked_read_returns(
         to_ours.sendall(b"x")
         to_other.sendall(b"y")
         assert bystander.recv(1) == b"y"
-        end_reading({ours.getsockname()}, set(), held)  # type: ignore[arg-type]
+        end_reading({ours.getsockname()}, set(), held)  # type: ignore[arg-type]  # pairs, of longer tuples
         assert len(held) == 2
         for sock in (to_ours, accepted, to_other, bystander, *held.values()):
             sock.close()
@@ -43,7 +43,7 @@ def test_the_end_a_peer_accepted_is_known_by_the_peers_listener() -> None:
     with socket.create_server(("127.0.0.1", 0)) as peer:
         connection = socket.create_connection(peer.getsockname())
         held: dict[object, socket.socket] = {}
-        end_reading(set(), {peer.getsockname()}, held)  # type: ignore[arg-type]
+        end_reading(set(), {peer.getsockname()}, held)  # type: ignore[arg-type]  # pairs, of longer tuples
         assert connection.recv(1) == b""
         for sock in (connection, *held.values()):
             sock.close()

@@ -6,7 +6,6 @@ between two optimizer updates (from the end of `train_step` until the next one c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -27,8 +26,8 @@ class StepResult:
 
     losses: tuple[float, ...]
     """Mean loss of each of this rank's micro-batches, in their order."""
-    all_losses: tuple[float, ...]
-    """The same of all ranks, by rank."""
+    known_losses: tuple[float, ...]
+    """The same of all ranks, by rank, if there was a limit or no update was made; else this rank's."""
     grad_norm: float
     """Global L2 norm of the averaged gradient before clipping; inf when the update was not made."""
     updated: bool
@@ -43,14 +42,14 @@ class Engine(Protocol):
         micro_batches: Sequence[tuple[int, Batch]],
         *,
         learning_rate: float,
-        loss_limit: float = math.inf,
+        loss_limit: float | None = None,
         before_update: Callable[[], None],
         on_phase: Callable[[Phase], None],
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update.
 
-        No update is made, on any rank, when the mean loss of all ranks is above `loss_limit` or not finite, or the
-        norm of the gradient is not.
+        No update is made, on any rank, when a loss is not finite, the norm of the gradient is not, or the mean loss of
+        all ranks is above `loss_limit`; None if no loss is too high.
 
         Each micro-batch comes with the seed of its dropout. `on_phase` is called before each forward, each backward
         and the update; `before_update` right before the update, when no export may be under way any more. Raises

@@ -37,17 +37,18 @@ class BadSteps:
         self, config: TrainConfig, seen: Sequence[Seen], engine: Engine, group: RankGroup, store: CheckpointStore
     ) -> None:
         self._guard = LossGuard(config.train, seen)
+        self._spikes_ignored = config.train.on_spike == "ignore"
         self._every = config.checkpoint.every
         self._engine, self._group, self._store = engine, group, store
 
     @property
-    def loss_limit(self) -> float:
-        """For the engine's next step."""
-        return self._guard.limit
+    def loss_limit(self) -> float | None:
+        """For the engine's next step; None when spikes are ignored."""
+        return None if self._spikes_ignored else self._guard.limit
 
     def settle(self, step: int, result: StepResult) -> Skip | None:
         """See to the step that the engine has done; None when it counts. Raises BadLossError to stop the run."""
-        verdict = self._guard.judge(step, mean_loss(result.all_losses), result.updated)
+        verdict = self._guard.judge(step, mean_loss(result.known_losses), result.updated)
         if verdict is None:
             return None
         if verdict.action == "stop":

@@ -57,7 +57,7 @@ from elastictrain.runtime.vigil import Vigil
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
-TICK_S = 0.1
+TICK_S = 0.2
 PROBE_S = 3.0
 """How long after a broken collective its cause may take to show; Ray needs 1 to 2 s to tell of a node's end."""
 QUIET_TIMEOUT_S = 10.0

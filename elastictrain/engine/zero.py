@@ -202,8 +202,8 @@ class ZeroEngine:
 
 
 def _veto(losses: Tensor, limit: float, dtype: torch.dtype) -> Tensor:
-    """1, or NaN when no update may be made: as a factor of one rank's loss it spoils the gradient of all ranks, and every
-    stage of ZeRO refuses and clears a gradient that is not finite. Computed on the device, which nobody waits for.
+    """1, or NaN when no update may be made: as a factor of one rank's loss it spoils the gradient of all ranks, and all
+    stages of ZeRO refuse and clear a gradient that is not finite. Computed on the device, which nobody waits for.
     """
     mean = losses.double().mean()
     return torch.where(mean.isfinite() & (mean <= limit), 1.0, math.nan).to(dtype)

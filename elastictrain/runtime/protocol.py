@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from elastictrain.checkpoint.source import LocatedShard
@@ -119,6 +119,49 @@ class KeeperInfo:
     pid: int
     replica_address: tuple[str, int]
     preflight: Preflight
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperTerms:
+    """What a keeper is told by the driver that it serves."""
+
+    token: bytes = field(repr=False)
+    """Authenticates keepers and workers of one attempt to each other; it is in no log and in no storage."""
+    durable_every: int
+    """Steps between durable checkpoints."""
+    orphan_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A keeper of an earlier driver."""
+
+    version: str
+    """Of elastictrain."""
+    silent_s: float
+    """Since it heard of a driver."""
+    newest_generation: int
+    """That it knows of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bequest:
+    """What a keeper has of an earlier driver's time."""
+
+    node: str
+    ray_id: str
+    """Ray's id of its node."""
+    replica_address: tuple[str, int]
+    held: tuple[StoredShard, ...]
+    """Verified snapshots."""
+    untold: tuple[ShardHeader, ...]
+    """Of snapshots, also gone ones, of steps that may not be on record."""
+    events: tuple[tuple[int, KeeperEvent], ...]
+    """Numbered, those that the driver may not have heard."""
+    trusted: Mapping[int, int]
+    """The last step of a generation that may be used, for those in which memory was corrupted."""
+    tensors: tuple[LogicalTensor, ...]
+    """All of the state's; empty where no group was ever formed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ NumberedEvents = Iterable[tuple[int, KeeperEvent]]
 class Listener(Protocol):
     """Hears the facts."""
 
+    @property
+    def recorded_step(self) -> int:
+        """All steps up to this one are on record."""
+        ...
+
     def nodes_ready(self, slots: dict[str, int]) -> None:
         """New nodes, with room for so many workers."""
         ...
@@ -263,7 +268,7 @@ class Roster:
     def _poll(self, node: Node) -> None:
         keeper = node.keeper
         self.replies.expect(
-            keeper.poll.remote(node.read, POLL_S),
+            keeper.poll.remote(node.read, POLL_S, self.listener.recorded_step),
             lambda events: self._polled(node, keeper, events),
             lambda error: self.keeper_failed(node.name, error) if node.keeper is keeper else None,
         )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import ray
 
@@ -17,27 +15,23 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
 from elastictrain.control.interval import SnapshotInterval
-from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
+from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
-from elastictrain.control.state import Policy, State
-from elastictrain.data.order import cursor
+from elastictrain.control.state import State
 from elastictrain.events import (
     Cause,
-    CheckpointRejected,
     Event,
     FaultInjected,
     Member,
     WorkerStarted,
 )
-from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
+from elastictrain.runtime.breakage import Breakage
 from elastictrain.runtime.commits import CommitCollector
-from elastictrain.runtime.durable import Due, DurableWriter
 from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.forming import Forming, pair_keepers
 from elastictrain.runtime.live import Live
-from elastictrain.runtime.probe import Probe
 from elastictrain.runtime.protocol import (
     Evaluation,
     FaultAnnounced,
@@ -51,34 +45,17 @@ from elastictrain.runtime.protocol import (
     WorkerInfo,
 )
 from elastictrain.runtime.replies import Replies
+from elastictrain.runtime.resume import StartPoint
 from elastictrain.runtime.roster import Roster
+from elastictrain.runtime.saving import Saving
 from elastictrain.runtime.story import Story
 from elastictrain.runtime.vigil import Vigil
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
 TICK_S = 0.2
-PROBE_S = 3.0
-"""How long after a broken collective its cause may take to show; Ray needs 1 to 2 s to tell of a node's end."""
 QUIET_TIMEOUT_S = 10.0
 """How long a survivor may take to leave its generation before it is ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartPoint:
-    """Where an attempt begins."""
-
-    restore: v.RestorePoint
-    sample_chain: str
-    layout: dict[str, Any] | None
-    """That the state was made under; None for a fresh start."""
-    generation: int
-    fired: frozenset[int]
-    """Planned faults that struck in earlier attempts."""
-    micro_batch: int
-    """The one in force: smaller than train.micro_batch when memory ran out in earlier attempts."""
-    seen: tuple[Seen, ...] = ()
-    """What is recorded of the last steps, up to the restored state's."""
 
 
 class Supervisor:
@@ -94,28 +71,22 @@ class Supervisor:
         live: Live,
         emit: Callable[[Event], None],
     ) -> None:
-        self._config, self._fleet, self._data_folder, self._store = config, fleet, data_folder, store
+        self._config, self._fleet, self._data_folder = config, fleet, data_folder
         self._live, self._record = live, emit
         self._replies = Replies()
         self._roster = Roster(fleet, self._replies, self)
-        restore = RestoreFrom(start.restore.source, start.restore.step)
         commits = CommitCollector(start.restore.step, start.sample_chain, start.seen)
-        self._story = Story(self._emit, commits, restore, start.layout)
-        cause = "resume" if start.restore.step else "start"
-        policy = self._policy(start.micro_batch)
-        self._state: State = begin(policy, start.restore, start.generation, cause, time.time())
-        self._layouts: dict[int, dict[str, Any]] = {}
-        """Of each generation that was ever formed, and so of every snapshot."""
-        self._durable: DurableWriter | None = None
+        self._story = Story(self._emit, commits, start.restore, start.layout, lost_steps=start.lost_steps)
+        self._saving = Saving(config, fleet, store, self._story, self._emit)
+        if start.remembered is not None:
+            commits.recall(start.remembered.loss, start.remembered.scalars)
+            self._saving.know(start.remembered.tensors)
+            self._saving.layouts.update(start.remembered.layouts)
+        self._state = self._first_state(start)
         self._fencing: Fencing | None = None
         self._forming: Forming | None = None
         self._fired = set(start.fired)
-        self._broken: tuple[float, Cause] | None = None
-        """When a collective broke (unix time) for a reason that has not shown yet, and what it said."""
-        self._probe: Probe | None = None
-        """Asks the nodes of a group whose collective broke whether they are there."""
-        self._places: list[str] = []
-        """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
+        self._breakage = Breakage()
         self._paused: set[str] = set()
         """Members that have stopped for a pause."""
         self._released: dict[str, float] = {}
@@ -128,20 +99,11 @@ class Supervisor:
         self._ticked = 0.0
         self._end: v.End | None = None
 
-    def _policy(self, micro_batch: int) -> Policy:
-        elastic, train = self._config.elastic, self._config.train
-        sizes = legal_world_sizes(train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers)
-        ladder = micro_batch_ladder(train.global_batch, train.micro_batch, sizes)
-        return Policy(
-            steps=train.steps,
-            world_sizes=sizes,
-            standby=elastic.standby,
-            max_failures=elastic.max_failures,
-            replace_timeout_s=elastic.replace_timeout_s,
-            wait_timeout_s=elastic.wait_timeout_s,
-            unreserved_standby=not self._fleet.on_gpus,
-            micro_batches=tuple(m for m in ladder if m <= micro_batch),
-        )
+    def _first_state(self, start: StartPoint) -> State:
+        policy = policy_of(self._config, start.micro_batch, self._fleet.on_gpus)
+        trusted = start.remembered.trusted if start.remembered else None
+        cause = "resume" if start.restore.step else "start"
+        return begin(policy, start.point, start.generation, cause, time.time(), trusted)
 
     # -------------------------------------------------------------------------------------------------------- loop
 
@@ -166,21 +128,18 @@ class Supervisor:
         self._stop = reason
 
     def _check(self) -> None:
-        if self._broken is not None and time.time() > self._broken[0] + PROBE_S:
-            at, cause = self._broken
-            self._broken = None
-            if self._grouped:
-                self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
-                self._tell(v.PeersBroken(self._state.generation, cause))
-        if self._probe is not None:
-            for name in self._probe.silent():
-                self._roster.node_failed(name, "nobody answers at its raylet's port")
+        unexplained = self._breakage.unexplained()
+        if unexplained is not None and self._grouped:
+            at, cause = unexplained
+            self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
+            self._tell(v.PeersBroken(self._state.generation, cause))
+        for name in self._breakage.silent():
+            self._roster.node_failed(name, "nobody answers at its raylet's port")
         for part in (self._fencing, self._forming):
             if part is not None:
                 part.check()
-        if self._durable is not None:
-            self._durable.poll()
-        if self._released and not (self._durable and self._durable.busy):
+        self._saving.poll()
+        if self._released and not self._saving.busy:
             self._release()
 
     def _emit(self, event: Event) -> None:
@@ -212,6 +171,11 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------ facts, from the roster
 
+    @property
+    def recorded_step(self) -> int:
+        """See `roster.Listener`."""
+        return self._story.step
+
     def nodes_ready(self, slots: dict[str, int]) -> None:
         """See `roster.Listener`."""
         self._tell(v.NodesJoined(slots))
@@ -222,7 +186,8 @@ class Supervisor:
             return
         ranks = self._ranks(self._roster.forget_node(name))
         if ranks:
-            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=self._first_sign)
+            at = self._breakage.first_sign
+            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=at)
         else:
             self._story.warn("node", cause.message)
         self._tell(v.NodeLost(name, cause))
@@ -246,8 +211,9 @@ class Supervisor:
 
     def node_leaves(self, name: str, deadline: float) -> None:
         """See `roster.Listener`."""
-        if name not in self._places and len(set(self._places)) == 1:  # it may be the only buddy
-            pair_keepers(self._fleet, self._places)
+        places = self._saving.places
+        if name not in places and len(set(places)) == 1:  # it may be the only buddy
+            pair_keepers(self._fleet, places)
         deadline = deadline or time.time() + self._config.elastic.preempt_grace_s
         self._tell(v.Leaving(f"node {name} is drained", deadline, node=name))
 
@@ -273,7 +239,7 @@ class Supervisor:
                 ranks=ranks,
                 node=handle.node,
                 pid=pid,
-                at=at or self._first_sign,
+                at=at or self._breakage.first_sign,
                 step=step,
             )
         elif self._end is None:
@@ -314,9 +280,9 @@ class Supervisor:
         if first:
             for node in self._fleet.nodes.values():
                 node.keeper.release.remote(header.generation)
+            self._fleet.disown()
         for event in steps:
-            if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
-                self._make_durable(event.step, event.generation, self._places)
+            self._saving.committed(event)
             self._vigil.step(event.finished_at - event.begun_at)
             if self._interval.step(event.finished_at - event.begun_at, event.snapshot_stall_s):
                 self._order(event.generation, str(self._interval.every))
@@ -344,20 +310,13 @@ class Supervisor:
             guilty = tuple(self._state.members[rank] for rank in outcome.guilty)
             for name in guilty or (None,):
                 self._blame("corrupted", name, cause, outcome.at, outcome.step)
-            if self._durable is not None:
-                self._durable.distrust(outcome.trusted_step)
+            self._saving.distrust(outcome.trusted_step)
             self._tell(v.StateCorrupted(generation, guilty, outcome.trusted_step, cause))
 
     def _note_broken(self, cause: Cause, at: float | None = None) -> None:
-        if self._broken is None:
-            self._broken = at or time.time(), cause
-            used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
-            self._probe = Probe({name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes})
-
-    @property
-    def _first_sign(self) -> float | None:
-        """When the loss that is told now began to show, where something showed before."""
-        return self._broken[0] if self._broken is not None else None
+        used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
+        raylets = {name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes}
+        self._breakage.note(cause, at, raylets)
 
     def _blame(self, kind: str, worker: str | None, cause: Cause, at: float | None = None, step: int = 0) -> None:
         handle = self._fleet.workers.get(worker or "")
@@ -387,7 +346,7 @@ class Supervisor:
             case v.Pause(generation):
                 self._order(generation, "pause")
             case v.Save():
-                self._save_restored()
+                self._saving.restored()
             case v.Readmit():
                 self._fleet.banned.clear()
             case v.ReleaseNode(name, alone_s):
@@ -405,10 +364,7 @@ class Supervisor:
             rank_0.actor.order.remote(generation, news)
 
     def _fence(self, order: v.Fence) -> None:
-        self._broken = None
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
+        self._breakage.clear()
         self._paused.clear()
         if self._forming is not None:
             self._forming.over = True
@@ -436,24 +392,14 @@ class Supervisor:
         story = self._story
         story.updated_step = max(story.updated_step, fencing.updated_step)
         best = fencing.best()
-        if best is not None and best[0].step >= (self._durable.written_step if self._durable else -1):
+        if best is not None and best[0].step >= self._saving.written_step:
             state, shards = best
-            story.restore(RestoreFrom("memory", state.step, shards), self._layouts[state.generation])
+            story.restore(RestoreFrom("memory", state.step, shards), self._saving.layouts[state.generation])
         else:
-            story.restore(*self._from_storage())
+            story.restore(*self._saving.from_storage())
         self._fence_s, self._phase_began = time.monotonic() - self._phase_began, time.monotonic()
         point = v.RestorePoint(story.restored.source, story.restored.step)
         self._tell(v.Fenced(fencing.order.generation, point))
-
-    def _from_storage(self) -> tuple[RestoreFrom, dict[str, Any] | None]:
-        def reject(step: int, uri: str, problem: str) -> None:
-            self._emit(CheckpointRejected(time.time(), step, uri, problem))
-
-        stored = self._store.take_newest({}, reject, lambda manifest: "")  # this attempt wrote or verified them
-        if stored is None:
-            return RestoreFrom("fresh", 0), None
-        self._story.commits.chains[stored.step] = stored.manifest.sample_chain
-        return RestoreFrom("durable", stored.step), dict(stored.manifest.layout)
 
     def _form(self, order: v.Form) -> None:
         self._place_s = time.monotonic() - self._phase_began
@@ -472,23 +418,23 @@ class Supervisor:
             broken=self._note_broken,
             ended=self._training_ended,
         )
-        self._layouts[order.generation] = self._forming.layout.to_json()
+        self._saving.layouts[order.generation] = self._forming.layout.to_json()
         self._forming.start()
 
     def _formed(self, forming: Forming) -> None:
         self._forming = None
-        if self._durable is None:
-            self._durable = DurableWriter(
-                self._config.run.name, self._store, forming.tensors, self._config.checkpoint.keep_last, self._emit
-            )
+        self._saving.know(forming.tensors)
+        tensors = ray.put(forming.tensors)
+        for node in self._fleet.nodes.values():
+            node.keeper.describe_state.remote(tensors)
         handles = [self._fleet.workers[name] for name in forming.order.workers]
         members = tuple(
             Member(rank, handle.name, handle.info.pid if handle.info else 0, handle.node)
             for rank, handle in enumerate(handles)
         )
-        self._places = [handle.node for handle in handles]
+        self._saving.places = [handle.node for handle in handles]
         phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
-        self._story.begin(forming.order, self._layouts[forming.order.generation], members, phases_s)
+        self._story.begin(forming.order, self._saving.layouts[forming.order.generation], members, phases_s)
         self._vigil.begin(forming.order.generation)
         self._tell(v.Formed(forming.order.generation))
 
@@ -497,36 +443,12 @@ class Supervisor:
         self._blame("engine_error", worker, cause)
         self._tell(v.FormFailed(self._state.generation, worker, cause))
 
-    def _make_durable(self, step: int, generation: int, nodes: list[str]) -> None:
-        """Write the snapshot of this step, rank i's shard being with the keeper of nodes[i]."""
-        commits = self._story.commits
-        if self._durable is not None:
-            self._durable.request(
-                Due(
-                    generation=generation,
-                    step=step,
-                    world_size=len(nodes),
-                    keepers={rank: self._fleet.nodes[node].keeper for rank, node in enumerate(nodes)},
-                    layout=self._layouts[generation],
-                    scalars=commits.scalars[step],
-                    samples=cursor(step, self._config.train.global_batch),
-                    sample_chain=commits.chains[step],
-                    loss=commits.losses[step],
-                )
-            )
-
     def _release(self) -> None:
         for name in self._released.keys() & self._fleet.nodes.keys():
             self._roster.forget_node(name, self._released[name])
             if self._fencing is not None:
                 self._fencing.forget_node(name)
         self._released.clear()
-
-    def _save_restored(self) -> None:
-        restored = self._story.restored
-        if restored.source == "memory" and restored.step in self._story.commits.losses:
-            generation = restored.shards[0].stored.header.generation
-            self._make_durable(restored.step, generation, [shard.stored.where for shard in restored.shards])
 
     # ------------------------------------------------------------------------------------------------------ ending
 
@@ -541,14 +463,7 @@ class Supervisor:
         while not found and time.monotonic() < deadline:
             self._replies.wait(TICK_S)
         best = found[0].best() if found else None
-        if best is None or self._durable is None:
-            return False
-        state, shards = best
-        self._durable.finish(deadline - time.monotonic())
-        if self._durable.written_step < state.step and state.step in self._story.commits.losses:
-            self._make_durable(state.step, state.generation, [shard.stored.where for shard in shards])
-            self._durable.finish(deadline - time.monotonic())
-        return self._durable.written_step >= state.step
+        return best is not None and self._saving.newest(best, deadline - time.monotonic())
 
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""

@@ -23,7 +23,7 @@ from elastictrain.runtime.durable import as_written
 from elastictrain.state.manifest import Manifest
 from elastictrain.state.tensors import Fragment, LogicalTensor, ShardIndex
 from elastictrain.storage import Storage
-from elastictrain.trainer import newest_usable
+from elastictrain.runtime.resume import newest_usable
 
 Write = Callable[[int], StoredCheckpoint]
 

@@ -121,8 +121,8 @@ def start_point(
         if isinstance(event, FaultAnnounced) and event.index < len(config.faults):
             tell(FaultInjected(event.at, event.index, event.step, event.rank, config.faults[event.index].kind))
     if heir is not None:
-        for step in heir.untold:
-            tell(step)
+        for committed in heir.untold:
+            tell(committed)
     newest = next_generation(earlier) - 1
     fired = frozenset(e.index for e in told if isinstance(e, FaultInjected))
     micro_batch = micro_batch_in_force(earlier, config)

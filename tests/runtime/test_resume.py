@@ -20,10 +20,10 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.runtime.durable import as_written
+from elastictrain.runtime.resume import newest_usable
 from elastictrain.state.manifest import Manifest
 from elastictrain.state.tensors import Fragment, LogicalTensor, ShardIndex
 from elastictrain.storage import Storage
-from elastictrain.runtime.resume import newest_usable
 
 Write = Callable[[int], StoredCheckpoint]
 

@@ -11,6 +11,7 @@ from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.checkpoint.vault import StoredShard
 from elastictrain.config import Fault
 from elastictrain.control.loss_guard import Seen
+from elastictrain.control.vocabulary import RestorePoint
 from elastictrain.events import Cause, Skip, Source
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
@@ -207,6 +208,11 @@ class RestoreFrom:
     step: int
     shards: tuple[LocatedShard, ...] = ()
     """By rank of the generation that made them (source memory)."""
+
+    @property
+    def point(self) -> RestorePoint:
+        """For the state machine."""
+        return RestorePoint(self.source, self.step)
 
 
 @dataclass(frozen=True, slots=True)

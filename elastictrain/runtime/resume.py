@@ -15,7 +15,6 @@ from typing import Any
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
 from elastictrain.control.loss_guard import WINDOW, Seen
-from elastictrain.control.vocabulary import RestorePoint
 from elastictrain.data.order import EMPTY_CHAIN
 from elastictrain.errors import CheckpointError
 from elastictrain.events import (
@@ -80,11 +79,6 @@ class StartPoint:
     """Where the state comes from memory."""
     lost_steps: int | None = None
     """Finished steps that have to be done again, where the last attempt's driver died."""
-
-    @property
-    def point(self) -> RestorePoint:
-        """For the state machine."""
-        return RestorePoint(self.restore.source, self.restore.step)
 
 
 def next_generation(earlier: Sequence[Event]) -> int:

@@ -59,7 +59,7 @@ class Saving:
 
     def committed(self, event: StepCommitted) -> None:
         """Write this step if it is due."""
-        if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self.places):
+        if event.step % self._config.checkpoint.every == 0:
             self._write(event.step, event.generation, self.places)
 
     def restored(self) -> None:
@@ -99,8 +99,8 @@ class Saving:
         return RestoreFrom("durable", stored.step), dict(stored.manifest.layout)
 
     def _write(self, step: int, generation: int, nodes: Sequence[str]) -> None:
-        """Write the snapshot of this step, rank i's shard being with the keeper of nodes[i]."""
-        if self._writer is None:
+        """Write the snapshot of this step, rank i's shard being with the keeper of nodes[i]; if they are all there."""
+        if self._writer is None or not self._fleet.nodes.keys() >= set(nodes):
             return
         commits = self._story.commits
         self._writer.request(

@@ -1,7 +1,8 @@
 """The supervisor: hears what happens, asks the state machine what to do, and does it. One thread, one loop.
 
-It holds no policy: `control.machine` decides. `roster` knows who is there, `story` tells what happened, `fencing` and
-`forming` perform the two actions that take several messages.
+It holds no policy: `control.machine` decides. `roster` knows who is there, `story` tells what happened, `regroup` makes
+one generation of another, `saving` makes states durable. It lives in the driver's process and dies with it: the keepers
+have the state, and the next driver goes on from there.
 """
 
 from __future__ import annotations
@@ -19,18 +20,12 @@ from elastictrain.control.machine import advance, begin
 from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import State
-from elastictrain.events import (
-    Cause,
-    Event,
-    FaultInjected,
-    Member,
-    WorkerStarted,
-)
+from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
 from elastictrain.runtime.breakage import Breakage
 from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
-from elastictrain.runtime.forming import Forming, pair_keepers
+from elastictrain.runtime.forming import pair_keepers
 from elastictrain.runtime.live import Live
 from elastictrain.runtime.protocol import (
     Evaluation,
@@ -39,11 +34,11 @@ from elastictrain.runtime.protocol import (
     KeeperTrouble,
     LeaveAsked,
     Outcome,
-    RestoreFrom,
     SnapshotHeld,
     WorkerExited,
     WorkerInfo,
 )
+from elastictrain.runtime.regroup import Regroup
 from elastictrain.runtime.replies import Replies
 from elastictrain.runtime.resume import StartPoint
 from elastictrain.runtime.roster import Roster
@@ -54,8 +49,8 @@ from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
 TICK_S = 0.2
-QUIET_TIMEOUT_S = 10.0
-"""How long a survivor may take to leave its generation before it is ended."""
+KEEPERS_S = 20.0
+"""How long a state that only an earlier driver's keepers have is waited for, when the attempt ends at its start."""
 
 
 class Supervisor:
@@ -83,16 +78,13 @@ class Supervisor:
             self._saving.know(start.remembered.tensors)
             self._saving.layouts.update(start.remembered.layouts)
         self._state = self._first_state(start)
-        self._fencing: Fencing | None = None
-        self._forming: Forming | None = None
+        self._regroup = Regroup(config, self._roster, self._replies, self._story, self._saving, self)
         self._fired = set(start.fired)
         self._breakage = Breakage()
         self._paused: set[str] = set()
         """Members that have stopped for a pause."""
         self._released: dict[str, float] = {}
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
-        self._fence_s = 0.0
-        self._phase_began = time.monotonic()
         self._interval = SnapshotInterval(config.snapshot.every)
         self._vigil = Vigil(config.elastic, self._roster, self._replies, self._story, self.worker_lost, self._tell)
         self._stop: str | None = None
@@ -103,7 +95,7 @@ class Supervisor:
         policy = policy_of(self._config, start.micro_batch, self._fleet.on_gpus)
         trusted = start.remembered.trusted if start.remembered else None
         cause = "resume" if start.restore.step else "start"
-        return begin(policy, start.point, start.generation, cause, time.time(), trusted)
+        return begin(policy, start.restore.point, start.generation, cause, time.time(), trusted)
 
     # -------------------------------------------------------------------------------------------------------- loop
 
@@ -135,9 +127,7 @@ class Supervisor:
             self._tell(v.PeersBroken(self._state.generation, cause))
         for name in self._breakage.silent():
             self._roster.node_failed(name, "nobody answers at its raylet's port")
-        for part in (self._fencing, self._forming):
-            if part is not None:
-                part.check()
+        self._regroup.check()
         self._saving.poll()
         if self._released and not self._saving.busy:
             self._release()
@@ -191,8 +181,7 @@ class Supervisor:
         else:
             self._story.warn("node", cause.message)
         self._tell(v.NodeLost(name, cause))
-        if self._fencing is not None:
-            self._fencing.forget_node(name)
+        self._regroup.forget_node(name)
 
     def keeper_lost(self, name: str, cause: Cause) -> None:
         """See `roster.Listener`."""
@@ -202,8 +191,7 @@ class Supervisor:
         else:
             self._story.warn("node", cause.message)
         self._tell(v.KeeperLost(name, cause))
-        if self._fencing is not None:
-            self._fencing.forget_node(name)
+        self._regroup.forget_node(name)
 
     def worker_adopted(self, name: str) -> None:
         """See `roster.Listener`."""
@@ -229,31 +217,20 @@ class Supervisor:
         handle = self._fleet.workers.get(name)
         if handle is None:
             return
-        pid = handle.info.pid if handle.info else 0
-        ranks = self._ranks({name})
-        if ranks:
-            self._story.fail(
-                kind,
-                cause,
-                generation=self._failed,
-                ranks=ranks,
-                node=handle.node,
-                pid=pid,
-                at=at or self._breakage.first_sign,
-                step=step,
-            )
+        if self._ranks({name}):
+            self._blame(kind, name, cause, at or self._breakage.first_sign, step)
         elif self._end is None:
+            pid = handle.info.pid if handle.info else 0
             self._story.warn("worker", f"{name} (pid {pid}, node {handle.node}): {cause.message}")
         self._roster.forget_worker(name)
         self._tell(v.WorkerDied(name, cause, step or self._story.step + 1))
-        if self._fencing is not None:
-            self._fencing.forget_worker(name)
+        self._regroup.forget_worker(name)
 
     def keeper_event(self, event: KeeperEvent) -> None:
         """See `roster.Listener`."""
         match event:
             case SnapshotHeld(header):
-                self._commit(header)
+                self.committed(header)
             case WorkerExited(worker) if worker in self._vigil.accused:
                 pass  # ended for its hang, which is told when its stacks are there
             case WorkerExited(worker, at, cause, _, step, phase):
@@ -273,7 +250,10 @@ class Supervisor:
         """See `roster.Listener`."""
         self._vigil.look(self._state)
 
-    def _commit(self, header: ShardHeader) -> None:
+    # ------------------------------------------------------------------------------------------ facts, from the group
+
+    def committed(self, header: ShardHeader) -> None:
+        """See `regroup.Owner`."""
         if not is_trusted(self._state.trusted, header.generation, header.step):
             return
         steps, first = self._story.commit(header)
@@ -293,7 +273,8 @@ class Supervisor:
         if steps:
             self._vigil.name_straggler(self._state)
 
-    def _training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
+    def training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
+        """See `regroup.Owner`."""
         if generation != self._state.generation or not self._grouped:
             return
         cause = outcome.cause or Cause("unknown", outcome.kind)
@@ -301,7 +282,7 @@ class Supervisor:
             self._blame("oom" if cause.kind == "oom" else "user_error", worker, cause, outcome.at, outcome.step)
             self._tell(v.RankRaised(generation, worker, outcome.step, cause))
         elif outcome.kind == "peers_broken":
-            self._note_broken(cause, outcome.at)
+            self.broken(cause, outcome.at)
         elif outcome.kind == "paused":
             self._paused.add(worker)
             if self._paused >= set(self._state.members):  # a fence would cut off who is not there yet, and its step
@@ -313,17 +294,32 @@ class Supervisor:
             self._saving.distrust(outcome.trusted_step)
             self._tell(v.StateCorrupted(generation, guilty, outcome.trusted_step, cause))
 
-    def _note_broken(self, cause: Cause, at: float | None = None) -> None:
+    def broken(self, cause: Cause, at: float | None = None) -> None:
+        """See `regroup.Owner`."""
         used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
         raylets = {name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes}
         self._breakage.note(cause, at, raylets)
+
+    def fenced(self, generation: int, point: v.RestorePoint) -> None:
+        """See `regroup.Owner`."""
+        self._tell(v.Fenced(generation, point))
+
+    def formed(self, generation: int) -> None:
+        """See `regroup.Owner`."""
+        self._vigil.begin(generation)
+        self._tell(v.Formed(generation))
+
+    def form_failed(self, worker: str | None, cause: Cause) -> None:
+        """See `regroup.Owner`."""
+        self._blame("engine_error", worker, cause)
+        self._tell(v.FormFailed(self._state.generation, worker, cause))
 
     def _blame(self, kind: str, worker: str | None, cause: Cause, at: float | None = None, step: int = 0) -> None:
         handle = self._fleet.workers.get(worker or "")
         self._story.fail(
             kind,
             cause,
-            generation=self._state.generation,
+            generation=self._failed,
             ranks=self._ranks({worker}) if worker else (),
             node=handle.node if handle else "",
             pid=handle.info.pid if handle and handle.info else 0,
@@ -340,9 +336,11 @@ class Supervisor:
             case v.StopWorker(name):
                 self._roster.forget_worker(name)
             case v.Fence():
-                self._fence(action)
+                self._breakage.clear()
+                self._paused.clear()
+                self._regroup.fence(action)
             case v.Form():
-                self._form(action)
+                self._regroup.form(action, frozenset(self._fired), self._interval.every)
             case v.Pause(generation):
                 self._order(generation, "pause")
             case v.Save():
@@ -363,91 +361,10 @@ class Supervisor:
         if rank_0 is not None and generation == self._state.generation:
             rank_0.actor.order.remote(generation, news)
 
-    def _fence(self, order: v.Fence) -> None:
-        self._breakage.clear()
-        self._paused.clear()
-        if self._forming is not None:
-            self._forming.over = True
-            self._forming = None
-        self._phase_began = time.monotonic()
-        self._fencing = self._new_fencing(order, self._fenced)
-        self._fencing.start()
-
-    def _new_fencing(self, order: v.Fence, done: Callable[[Fencing], None]) -> Fencing:
-        return Fencing(
-            order=order,
-            fleet=self._fleet,
-            replies=self._replies,
-            quiet_timeout_s=QUIET_TIMEOUT_S,
-            lose_worker=self.worker_lost,
-            suspect=self._roster.suspect,
-            lose_node=self._roster.keeper_failed,
-            hear=lambda name, reply: self._roster.hear(self._fleet.nodes[name], reply.events),
-            held=self._commit,
-            done=done,
-        )
-
-    def _fenced(self, fencing: Fencing) -> None:
-        self._fencing = None
-        story = self._story
-        story.updated_step = max(story.updated_step, fencing.updated_step)
-        best = fencing.best()
-        if best is not None and best[0].step >= self._saving.written_step:
-            state, shards = best
-            story.restore(RestoreFrom("memory", state.step, shards), self._saving.layouts[state.generation])
-        else:
-            story.restore(*self._saving.from_storage())
-        self._fence_s, self._phase_began = time.monotonic() - self._phase_began, time.monotonic()
-        point = v.RestorePoint(story.restored.source, story.restored.step)
-        self._tell(v.Fenced(fencing.order.generation, point))
-
-    def _form(self, order: v.Form) -> None:
-        self._place_s = time.monotonic() - self._phase_began
-        self._forming = Forming(
-            order=order,
-            config=self._config,
-            fleet=self._fleet,
-            replies=self._replies,
-            restore=self._story.restored,
-            fired=frozenset(self._fired),
-            snapshot_every=self._interval.every,
-            seen=self._story.commits.seen_before(order.restore.step + 1),
-            formed=self._formed,
-            failed=self._form_failed,
-            suspect=self._roster.suspect,
-            broken=self._note_broken,
-            ended=self._training_ended,
-        )
-        self._saving.layouts[order.generation] = self._forming.layout.to_json()
-        self._forming.start()
-
-    def _formed(self, forming: Forming) -> None:
-        self._forming = None
-        self._saving.know(forming.tensors)
-        tensors = ray.put(forming.tensors)
-        for node in self._fleet.nodes.values():
-            node.keeper.describe_state.remote(tensors)
-        handles = [self._fleet.workers[name] for name in forming.order.workers]
-        members = tuple(
-            Member(rank, handle.name, handle.info.pid if handle.info else 0, handle.node)
-            for rank, handle in enumerate(handles)
-        )
-        self._saving.places = [handle.node for handle in handles]
-        phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
-        self._story.begin(forming.order, self._saving.layouts[forming.order.generation], members, phases_s)
-        self._vigil.begin(forming.order.generation)
-        self._tell(v.Formed(forming.order.generation))
-
-    def _form_failed(self, worker: str | None, cause: Cause) -> None:
-        self._forming = None
-        self._blame("engine_error", worker, cause)
-        self._tell(v.FormFailed(self._state.generation, worker, cause))
-
     def _release(self) -> None:
         for name in self._released.keys() & self._fleet.nodes.keys():
             self._roster.forget_node(name, self._released[name])
-            if self._fencing is not None:
-                self._fencing.forget_node(name)
+            self._regroup.forget_node(name)
         self._released.clear()
 
     # ------------------------------------------------------------------------------------------------------ ending
@@ -457,9 +374,11 @@ class Supervisor:
 
         Nothing of the old generation counts any more after this.
         """
+        deadline, patience = time.monotonic() + timeout_s, time.monotonic() + KEEPERS_S
+        while time.monotonic() < patience and any(node.info is None for node in self._fleet.nodes.values()):
+            self._replies.wait(TICK_S)
         found: list[Fencing] = []
-        self._new_fencing(v.Fence(self._state.generation + 1, (), self._state.trusted), found.append).start()
-        deadline = time.monotonic() + timeout_s
+        self._regroup.fencing(v.Fence(self._state.generation + 1, (), self._state.trusted), found.append).start()
         while not found and time.monotonic() < deadline:
             self._replies.wait(TICK_S)
         best = found[0].best() if found else None
@@ -468,8 +387,8 @@ class Supervisor:
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""
         ready = next(w for w in self._fleet.workers.values() if w.info is not None)
-        judged = ready.actor.evaluate.remote(self._config.run.storage, step, self._state.micro_batch)
-        evaluation: Evaluation = ray.get(judged)
+        storage = self._config.run.storage
+        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(storage, step, self._state.micro_batch))
         return evaluation
 
     def show(self, status: RunState) -> None:

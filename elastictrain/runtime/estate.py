@@ -44,11 +44,22 @@ def namespace(config: TrainConfig) -> str:
     return f"elastictrain/{config.run.name}/{place}"
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A keeper that was taken over."""
+
+    keeper: Any
+    name: str
+    """Of its node, as it knows it."""
+    read: int
+    """Number of its last event of before."""
+
+
 @dataclass
 class Estate:
     """The keepers that were taken over, and what they told."""
 
-    keepers: dict[str, Any]
+    keepers: dict[str, Inherited]
     """By Ray's id of their node."""
     bequests: Sequence[Bequest]
     generation: int
@@ -110,7 +121,8 @@ def take_over(config: TrainConfig, terms: KeeperTerms, generation: int) -> Estat
             taken.append((keeper, ray.get(call, timeout=0)))
         except RayError:  # lost like any other keeper
             _end(keeper)
-    return Estate({b.ray_id: keeper for keeper, b in taken}, [b for _, b in taken], generation) if taken else None
+    keepers = {b.ray_id: Inherited(keeper, b.node, max((n for n, _ in b.events), default=0)) for keeper, b in taken}
+    return Estate(keepers, [b for _, b in taken], generation) if taken else None
 
 
 def end_keepers(config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
-from elastictrain.runtime.estate import Estate, end_keepers, namespace, take_over
+from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
 from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
@@ -69,10 +69,8 @@ class Fleet:
 
     config: TrainConfig
     token: bytes
-    inherited: dict[str, Any] = field(default_factory=dict)
+    inherited: dict[str, Inherited] = field(default_factory=dict)
     """Keepers of an earlier driver, by Ray's id of their node, that no node here has yet."""
-    inherited_names: dict[str, str] = field(default_factory=dict)
-    """What they call that node."""
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, WorkerHandle] = field(default_factory=dict)
     banned: dict[str, float] = field(default_factory=dict)
@@ -106,9 +104,10 @@ class Fleet:
             slots = min(int(found["Resources"].get(kind, 0) // amount) for kind, amount in self.demand.items())
             if ray_id not in known and ray_id not in self.draining and slots > 0:
                 address = found["NodeManagerAddress"]
-                taken = {node.name for node in [*self.nodes.values(), *new]} | set(self.inherited_names.values())
+                taken = {node.name for node in [*self.nodes.values(), *self.inherited.values(), *new]}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
-                name = self.inherited_names.get(ray_id, name)
+                if ray_id in self.inherited:
+                    name = self.inherited[ray_id].name
                 zone = (found.get("Labels") or {}).get(ZONE_LABEL, "")
                 new.append(Node(name, ray_id, address, slots, zone, (address, found["NodeManagerPort"])))
         return new, lost
@@ -122,15 +121,19 @@ class Fleet:
 
     def start_keeper(self, node: Node) -> Any:
         """Start the node's keeper, or take that of an earlier driver; the reply is its KeeperInfo."""
-        run = self.config.run
-        node.keeper = self.inherited.pop(node.ray_id, None) or KeeperActor.options(
-            name=f"keeper-{node.name}-{secrets.token_hex(4)}",
-            namespace=namespace(self.config),
-            lifetime="detached",
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-        ).remote(run.name, node.name, run.storage, node.address, self.terms)
+        run, left = self.config.run, self.inherited.pop(node.ray_id, None)
+        if left is not None:
+            node.keeper, node.read = left.keeper, left.read
+        else:
+            node.read = 0
+            node.keeper = KeeperActor.options(
+                name=f"keeper-{node.name}-{secrets.token_hex(4)}",
+                namespace=namespace(self.config),
+                lifetime="detached",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
+            ).remote(run.name, node.name, run.storage, node.address, self.terms)
+        node.info = None
         self.nodes[node.name] = node
-        node.info, node.read = None, 0
         return node.keeper.describe.remote(time.time())
 
     @property
@@ -143,13 +146,12 @@ class Fleet:
         estate = take_over(self.config, self.terms, generation)
         if estate is not None:
             self.inherited = dict(estate.keepers)
-            self.inherited_names = {bequest.ray_id: bequest.node for bequest in estate.bequests}
         return estate
 
     def disown(self) -> None:
         """End the keepers of an earlier driver that no node here has: what they hold is of no more use."""
         while self.inherited:
-            ray.kill(self.inherited.popitem()[1])
+            ray.kill(self.inherited.popitem()[1].keeper)
 
     def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
         """Start a worker on a node; the reply is its WorkerInfo once it is warm."""

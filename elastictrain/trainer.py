@@ -40,7 +40,7 @@ from elastictrain.runtime.estate import end_keepers
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.home import RunHome, settled
 from elastictrain.runtime.live import Live
-from elastictrain.runtime.resume import next_generation, start_point
+from elastictrain.runtime.resume import StartPoint, next_generation, start_point
 from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
 from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_uri
@@ -193,19 +193,15 @@ class ElasticTrainer:
         if config.model.kind == "huggingface":
             build_workload(config, manifest.vocab_size)  # what is wrong with the folder is told before a worker starts
         live.status = "starting"
-        earlier = read_journal(self._home.folder)
         fleet = Fleet(config, secrets.token_bytes(32))
-        estate = fleet.take_over(next_generation(earlier))
+        start = self._start_point(fleet, store, emit, tracker)
+        live.step = start.restore.step
+        if start.restore.step >= config.train.steps:
+            fleet.close()
+            return End("complete")  # cut off after its last checkpoint: there is nothing left to train
+        supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
+        self._stop.told = supervisor.stop
         try:
-            start = start_point(config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
-            del earlier, estate  # nobody holds a month's events meanwhile
-            if start.restore.source != "memory":
-                fleet.disown()
-            live.step = start.restore.step
-            if start.restore.step >= config.train.steps:
-                return End("complete")  # cut off after its last checkpoint: there is nothing left to train
-            supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
-            self._stop.told = supervisor.stop
             end = supervisor.run()
             supervisor.show("finishing")
             saved = supervisor.save_newest(SAVE_TIMEOUT_S)
@@ -220,6 +216,17 @@ class ElasticTrainer:
             return end
         finally:
             fleet.close()
+
+    def _start_point(
+        self, fleet: Fleet, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
+    ) -> StartPoint:
+        """Where to begin. What fails here leaves an earlier driver's keepers to the next attempt."""
+        earlier = read_journal(self._home.folder)  # read where it is needed: nobody holds a month's events meanwhile
+        estate = fleet.take_over(next_generation(earlier))
+        start = start_point(self.config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
+        if start.restore.source != "memory":
+            fleet.disown()
+        return start
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps

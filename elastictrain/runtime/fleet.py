@@ -104,7 +104,8 @@ class Fleet:
             slots = min(int(found["Resources"].get(kind, 0) // amount) for kind, amount in self.demand.items())
             if ray_id not in known and ray_id not in self.draining and slots > 0:
                 address = found["NodeManagerAddress"]
-                taken = {node.name for node in [*self.nodes.values(), *self.inherited.values(), *new]}
+                taken = {node.name for node in [*self.nodes.values(), *new]}
+                taken |= {left.name for left in self.inherited.values()}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
                 if ray_id in self.inherited:
                     name = self.inherited[ray_id].name

@@ -7,7 +7,7 @@ journal ends and no checkpoint is newer. Steps that it holds and the journal lac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -111,12 +111,8 @@ def start_point(
     found = _durable(earlier, recorded, store, tell, spare=heir is not None)
     if heir is not None and found is not None and found.step > heir.state.step:
         heir = None
-    for event in estate.events() if estate else ():
-        if isinstance(event, FaultAnnounced) and event.index < len(config.faults):
-            tell(FaultInjected(event.at, event.index, event.step, event.rank, config.faults[event.index].kind))
-    if heir is not None:
-        for committed in heir.untold:
-            tell(committed)
+    for event in _untold(config, estate, heir):
+        tell(event)
     newest = next_generation(earlier) - 1
     fired = frozenset(e.index for e in told if isinstance(e, FaultInjected))
     micro_batch = micro_batch_in_force(earlier, config)
@@ -170,6 +166,15 @@ def _heir(config: TrainConfig, earlier: Sequence[Event], estate: Estate | None) 
     if estate is None:
         return None
     return find_heir(earlier, estate.states(), estate.headers(), before=config.train.steps)
+
+
+def _untold(config: TrainConfig, estate: Estate | None, heir: Heir | None) -> Iterator[Event]:
+    """What the last driver did not live to tell: faults that struck, and the steps up to the state to go on from."""
+    for event in estate.events() if estate else ():
+        if isinstance(event, FaultAnnounced) and event.index < len(config.faults):
+            yield FaultInjected(event.at, event.index, event.step, event.rank, config.faults[event.index].kind)
+    if heir is not None:
+        yield from heir.untold
 
 
 def _durable(

@@ -34,7 +34,7 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.progress import ProgressListener
-from elastictrain.runtime.cluster import connected
+from elastictrain.runtime.cluster import connected, head_answers
 from elastictrain.runtime.environment import environment
 from elastictrain.runtime.estate import end_keepers
 from elastictrain.runtime.fleet import Fleet
@@ -54,6 +54,7 @@ from elastictrain.workloads import build_workload, check_model_folder
 
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
+HEADLESS_FLUSH_S = 3.0
 _UNDELIVERED = (
     "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
 )
@@ -256,8 +257,9 @@ class ElasticTrainer:
 
     def _flush(self, tracker: Any, emit: Callable[[Event], None]) -> str | None:
         """Deliver what is left to MLflow; what can't be is delivered when the run is next submitted."""
+        timeout_s = FLUSH_TIMEOUT_S if head_answers() else HEADLESS_FLUSH_S
         try:
-            done, problem, run_id = ray.get(tracker.flush.remote(FLUSH_TIMEOUT_S), timeout=2 * FLUSH_TIMEOUT_S)
+            done, problem, run_id = ray.get(tracker.flush.remote(timeout_s), timeout=2 * timeout_s)
         except RayError as error:
             done, problem, run_id = False, str(error).splitlines()[0], ""
         if not done:

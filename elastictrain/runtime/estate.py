@@ -26,6 +26,7 @@ from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.config import TrainConfig
 from elastictrain.control.restore import MemoryState, ShardAt, complete_states
 from elastictrain.errors import RunConflictError
+from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.protocol import Bequest, Greeting, KeeperEvent, KeeperTerms, WorkerExited
 from elastictrain.state.tensors import LogicalTensor, ShardHeader
 
@@ -127,9 +128,8 @@ def take_over(config: TrainConfig, terms: KeeperTerms, generation: int) -> Estat
 
 def end_keepers(config: TrainConfig) -> None:
     """End all keepers of this run that are there."""
-    with suppress(RayError):  # a cluster that is gone has none
-        for keeper in _named(config):
-            _end(keeper)
+    for keeper in _named(config) if head_answers() else ():  # a cluster that is gone has none
+        _end(keeper)
 
 
 def _named(config: TrainConfig) -> list[Any]:

@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
 from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
@@ -204,7 +205,12 @@ class Fleet:
         ray.kill(node.keeper)
 
     def close(self) -> None:
-        """End every actor, what is left of an earlier driver's too, and give back every slot."""
+        """End every actor, what is left of an earlier driver's too, and give back every slot.
+
+        Without Ray's head nobody can: what is left of the cluster ends by itself.
+        """
+        if not head_answers():
+            return
         for name in list(self.nodes):
             self.drop_node(name)
         end_keepers(self.config)

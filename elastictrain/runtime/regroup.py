@@ -12,8 +12,10 @@ from typing import Protocol
 
 import ray
 
+from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
+from elastictrain.control.restore import MemoryState
 from elastictrain.events import Cause, Member
 from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
@@ -27,6 +29,9 @@ from elastictrain.state.tensors import ShardHeader
 
 QUIET_TIMEOUT_S = 10.0
 """How long a survivor may take to leave its generation before it is ended."""
+KEEPERS_S = 20.0
+"""How long an earlier driver's keepers are waited for, which may have the only state, when the attempt ends at once."""
+WAIT_S = 0.1
 
 
 class Owner(Protocol):
@@ -97,11 +102,21 @@ class Regroup:
             self._forming.over = True
             self._forming = None
         self._phase_began = time.monotonic()
-        self._fencing = self.fencing(order, self._fenced)
+        self._fencing = self._new_fencing(order, self._fenced)
         self._fencing.start()
 
-    def fencing(self, order: v.Fence, done: Callable[[Fencing], None]) -> Fencing:
-        """A fence that is not under way yet."""
+    def last_state(self, order: v.Fence, deadline: float) -> tuple[MemoryState, tuple[LocatedShard, ...]] | None:
+        """The best state that memory has, with nobody left to change it; waits up to `deadline` (monotonic)."""
+        patience = min(deadline, time.monotonic() + KEEPERS_S)
+        while time.monotonic() < patience and any(node.info is None for node in self._fleet.nodes.values()):
+            self._replies.wait(WAIT_S)
+        found: list[Fencing] = []
+        self._new_fencing(order, found.append).start()
+        while not found and time.monotonic() < deadline:
+            self._replies.wait(WAIT_S)
+        return found[0].best() if found else None
+
+    def _new_fencing(self, order: v.Fence, done: Callable[[Fencing], None]) -> Fencing:
         return Fencing(
             order=order,
             fleet=self._fleet,

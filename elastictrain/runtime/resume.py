@@ -7,7 +7,7 @@ journal ends and no checkpoint is newer. Steps that it holds and the journal lac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -111,7 +111,8 @@ def start_point(
     found = _durable(earlier, recorded, store, tell, spare=heir is not None)
     if heir is not None and found is not None and found.step > heir.state.step:
         heir = None
-    for event in _untold(config, estate, heir):
+    struck = {(e.index, e.step) for e in earlier if isinstance(e, FaultInjected)}
+    for event in _untold(config, estate, heir, struck):
         tell(event)
     newest = next_generation(earlier) - 1
     fired = frozenset(e.index for e in told if isinstance(e, FaultInjected))
@@ -168,11 +169,14 @@ def _heir(config: TrainConfig, earlier: Sequence[Event], estate: Estate | None) 
     return find_heir(earlier, estate.states(), estate.headers(), before=config.train.steps)
 
 
-def _untold(config: TrainConfig, estate: Estate | None, heir: Heir | None) -> Iterator[Event]:
+def _untold(
+    config: TrainConfig, estate: Estate | None, heir: Heir | None, struck: Collection[tuple[int, int]]
+) -> Iterator[Event]:
     """What the last driver did not live to tell: faults that struck, and the steps up to the state to go on from."""
     for event in estate.events() if estate else ():
-        if isinstance(event, FaultAnnounced) and event.index < len(config.faults):
-            yield FaultInjected(event.at, event.index, event.step, event.rank, config.faults[event.index].kind)
+        match event:
+            case FaultAnnounced(at, index, step, rank) if (index, step) not in struck and index < len(config.faults):
+                yield FaultInjected(at, index, step, rank, config.faults[index].kind)
     if heir is not None:
         yield from heir.untold
 

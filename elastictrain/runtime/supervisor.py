@@ -22,8 +22,8 @@ from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import State
 from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
 from elastictrain.runtime.breakage import Breakage
+from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.commits import CommitCollector
-from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.forming import pair_keepers
 from elastictrain.runtime.live import Live
@@ -49,8 +49,9 @@ from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
 TICK_S = 0.2
-KEEPERS_S = 20.0
-"""How long a state that only an earlier driver's keepers have is waited for, when the attempt ends at its start."""
+
+HEADLESS_S = 15.0
+"""How long the last state may take when the cluster's head is gone: Ray leaves this process a minute in all."""
 
 
 class Supervisor:
@@ -182,6 +183,11 @@ class Supervisor:
             self._story.warn("node", cause.message)
         self._tell(v.NodeLost(name, cause))
         self._regroup.forget_node(name)
+
+    def head_lost(self, message: str) -> None:
+        """See `roster.Listener`."""
+        way_out = "The run goes on when it is submitted again, to a cluster that is there."
+        self._end = v.End("failed", Cause("resources", f"{message}. {way_out}"))
 
     def keeper_lost(self, name: str, cause: Cause) -> None:
         """See `roster.Listener`."""
@@ -372,16 +378,10 @@ class Supervisor:
     def save_newest(self, timeout_s: float) -> bool:
         """Make the newest state in memory durable, whatever the workers do; whether storage has it now.
 
-        Nothing of the old generation counts any more after this.
+        Nothing of the old generation counts any more after this. Without the cluster's head there is little time.
         """
-        deadline, patience = time.monotonic() + timeout_s, time.monotonic() + KEEPERS_S
-        while time.monotonic() < patience and any(node.info is None for node in self._fleet.nodes.values()):
-            self._replies.wait(TICK_S)
-        found: list[Fencing] = []
-        self._regroup.fencing(v.Fence(self._state.generation + 1, (), self._state.trusted), found.append).start()
-        while not found and time.monotonic() < deadline:
-            self._replies.wait(TICK_S)
-        best = found[0].best() if found else None
+        deadline = time.monotonic() + (timeout_s if head_answers() else min(timeout_s, HEADLESS_S))
+        best = self._regroup.last_state(v.Fence(self._state.generation + 1, (), self._state.trusted), deadline)
         return best is not None and self._saving.newest(best, deadline - time.monotonic())
 
     def evaluate(self, step: int) -> Evaluation:

@@ -21,7 +21,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
-from elastictrain import __version__
 from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.config import TrainConfig
 from elastictrain.control.restore import MemoryState, ShardAt, complete_states
@@ -29,6 +28,7 @@ from elastictrain.errors import RunConflictError
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.protocol import Bequest, Greeting, KeeperEvent, KeeperTerms, WorkerExited
 from elastictrain.state.tensors import LogicalTensor, ShardHeader
+from elastictrain.version import __version__
 
 GREET_TIMEOUT_S = 5.0
 SUCCEED_TIMEOUT_S = 300.0

@@ -24,7 +24,6 @@ from dataclasses import replace
 
 import ray
 
-from elastictrain import __version__
 from elastictrain.checkpoint.arena import Arena, ArenaTicket
 from elastictrain.checkpoint.replicate import Address, ReplicaClient, ReplicaServer
 from elastictrain.checkpoint.store import CheckpointStore
@@ -54,6 +53,7 @@ from elastictrain.runtime.watch import ProcessWatch, is_stopped
 from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import LogicalTensor, ShardHeader, ShardIndex
 from elastictrain.storage import Storage
+from elastictrain.version import __version__
 
 KEEPER_THREADS = 16
 """Calls that may wait at once: the supervisor's poll, durable writes, ranks that come and go."""

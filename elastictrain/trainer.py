@@ -36,7 +36,7 @@ from elastictrain.events import (
 from elastictrain.progress import ProgressListener
 from elastictrain.runtime.cluster import connected, head_answers
 from elastictrain.runtime.environment import environment
-from elastictrain.runtime.estate import end_keepers
+from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.home import RunHome, settled
 from elastictrain.runtime.live import Live
@@ -146,7 +146,7 @@ class ElasticTrainer:
                 except BaseException as error:
                     end = _end_of(error)
                     if end.status == "stopped":
-                        end_keepers(config)  # an earlier driver's, where nobody had taken them over yet
+                        end_orphans(config)  # there are some where nobody had taken them over yet
                     self._end(end, live, emit)
                     raise
                 else:

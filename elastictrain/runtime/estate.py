@@ -109,10 +109,14 @@ def take_over(config: TrainConfig, terms: KeeperTerms, generation: int) -> Estat
     `generation` is the lowest that this attempt may begin with. Raises RunConflictError when a driver lives: on another
     machine, since the run's lock is held by one at most on this.
     """
-    greeted = _greet(_named(config))
+    found = _named(config)
+    _refuse_company(config, found)
+    greeted = [(keeper, said) for keeper, said in _greet(found) if said is not None and said.version == __version__]
+    for keeper in found:
+        if keeper not in [usable for usable, _ in greeted]:
+            _end(keeper)
     if not greeted:
         return None
-    _refuse_company(config, greeted)
     generation = max(generation, *(greeting.newest_generation + 1 for _, greeting in greeted))
     calls = [(keeper, keeper.succeed.remote(terms, generation)) for keeper, _ in greeted]
     ray.wait([call for _, call in calls], num_returns=len(calls), timeout=SUCCEED_TIMEOUT_S)
@@ -126,8 +130,15 @@ def take_over(config: TrainConfig, terms: KeeperTerms, generation: int) -> Estat
     return Estate(keepers, [b for _, b in taken], generation) if taken else None
 
 
+def end_orphans(config: TrainConfig) -> None:
+    """End the keepers of an earlier driver, for an attempt that is stopped before it has taken them over."""
+    for keeper, said in _greet(_named(config)) if head_answers() else ():
+        if said is None or said.silent_s >= QUIET_S:
+            _end(keeper)
+
+
 def end_keepers(config: TrainConfig) -> None:
-    """End all keepers of this run that are there."""
+    """End all keepers of this run that are there, for the only driver that it has."""
     for keeper in _named(config) if head_answers() else ():  # a cluster that is gone has none
         _end(keeper)
 
@@ -142,36 +153,32 @@ def _named(config: TrainConfig) -> list[Any]:
     return found
 
 
-def _greet(keepers: Sequence[Any]) -> list[tuple[Any, Greeting]]:
-    """Those that answer and are of this version; the others are ended."""
+def _greet(keepers: Sequence[Any]) -> list[tuple[Any, Greeting | None]]:
+    """What each says; None from one that does not answer."""
     calls = [keeper.greet.remote() for keeper in keepers]
     if calls:
         ray.wait(calls, num_returns=len(calls), timeout=GREET_TIMEOUT_S)
-    greeted = []
+    answers: list[tuple[Any, Greeting | None]] = []
     for keeper, call in zip(keepers, calls):
         try:
-            greeting = ray.get(call, timeout=0)
+            answers.append((keeper, ray.get(call, timeout=0)))
         except RayError:
-            greeting = None
-        if isinstance(greeting, Greeting) and greeting.version == __version__:
-            greeted.append((keeper, greeting))
-        else:
-            _end(keeper)
-    return greeted
+            answers.append((keeper, None))
+    return answers
 
 
-def _refuse_company(config: TrainConfig, greeted: Sequence[tuple[Any, Greeting]]) -> None:
-    """Raise RunConflictError if the keepers go on hearing of a driver."""
-    silent_s = min(greeting.silent_s for _, greeting in greeted)
-    if silent_s >= QUIET_S:
-        return
-    time.sleep(QUIET_S - silent_s)
-    again = _greet([keeper for keeper, _ in greeted])
-    if any(greeting.silent_s < QUIET_S for _, greeting in again):
-        raise RunConflictError(
-            f"run {config.run.name!r} is being trained now: its keepers hear of another driver. Wait for it, stop it, "
-            f"or choose another run.name."
-        )
+def _refuse_company(config: TrainConfig, keepers: Sequence[Any]) -> None:
+    """Raise RunConflictError if the keepers go on hearing of a driver; nothing was changed then."""
+    for last_look in (False, True):
+        silent_s = min((g.silent_s for _, g in _greet(keepers) if g is not None), default=QUIET_S)
+        if silent_s >= QUIET_S:
+            return
+        if not last_look:
+            time.sleep(QUIET_S - silent_s)
+    raise RunConflictError(
+        f"run {config.run.name!r} is being trained now: its keepers hear of another driver. Wait for it, stop it, or "
+        f"choose another run.name."
+    )
 
 
 def _end(keeper: Any) -> None:

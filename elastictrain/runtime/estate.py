@@ -32,7 +32,7 @@ from elastictrain.version import __version__
 
 GREET_TIMEOUT_S = 5.0
 SUCCEED_TIMEOUT_S = 300.0
-"""To verify what a node holds takes some 100 ms per GB."""
+"""All that a node holds is read and verified first."""
 QUIET_S = 3.0
 """A driver that lives is heard of by each keeper twice a second."""
 UPDATED = ("snapshot", "idle")

@@ -186,6 +186,9 @@ class ElasticSection(_Section):
     """How long a lost worker's replacement may take before the run goes on smaller."""
     wait_timeout_s: float = Field(default=600, gt=0)
     """How long the run waits for min_workers before it ends."""
+    orphan_timeout_s: float = Field(default=600, ge=5)
+    """How long the state stays in the cluster's memory after the run's driver died: within it, submitting the run again
+    goes on from there. A run that ends in any other way frees the memory at once."""
     preempt_grace_s: float = Field(default=30, gt=0)
     """How long a worker that gets SIGTERM lives on: its deadline to leave. A drained Ray node brings its own."""
 

@@ -21,6 +21,9 @@ Source = Literal["memory", "durable", "fresh"]
 
 RunStatus = Literal["running", "complete", "stopped", "failed"]
 
+DRIVER_LOST = "driver_lost"
+"""Kind of the failure that the next attempt tells of: nobody else lived to."""
+
 SkipReason = Literal["loss", "gradient", "spike"]
 """A loss that is NaN or infinite, a gradient that is, or a loss far above those before."""
 
@@ -166,7 +169,8 @@ class FailureDetected:
     """When the supervisor knew."""
     generation: int
     kind: str
-    """worker_lost, node_lost, keeper_lost, hang, user_error, engine_error, corrupted, or oom: its allocation failed"""
+    """worker_lost, node_lost, keeper_lost, driver_lost, hang, user_error, engine_error, corrupted, or oom: its
+    allocation failed"""
     ranks: tuple[int, ...]
     node: str
     pid: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elastictrain.events import (
+    DRIVER_LOST,
     CheckpointFailed,
     CheckpointRejected,
     CheckpointWritten,
@@ -68,6 +69,9 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             return f"{_step(event.step)}skipped: {skip_text(skip.reason, event.loss, skip.limit)}{undone}"
         case FaultInjected():
             return f"{_step(event.step)}planned fault: {event.kind} rank {event.rank}"
+        case FailureDetected() if event.kind == DRIVER_LOST:
+            when = f"{seconds_text(event.detected_at - event.at)} ago"
+            return f"{_step(event.step)}the last driver (pid {event.pid} on {event.node}) was lost {when}"
         case FailureDetected():
             return f"{_step(event.step)}{_failure(event)}; detected in {seconds_text(event.detected_at - event.at)}"
         case StragglerFound():

@@ -32,6 +32,12 @@ ENDED: frozenset[RunState] = frozenset({"complete", "stopped", "failed", "interr
 """States in which nobody works on the run."""
 
 
+_NOBODY = (
+    "no process is working on this run; submitted again, it goes on from memory where its cluster still has the state "
+    "(elastic.orphan_timeout_s), else from the newest checkpoint"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One rank of the current generation."""
@@ -125,7 +131,7 @@ class Status:
     def interrupted(self) -> Status:
         """The same moment of a run whose driver is gone: what its workers do now, nobody knows."""
         workers = tuple(replace(w, state="unknown") for w in self.workers)
-        return replace(self, status="interrupted", workers=workers, message="no process is working on this run")
+        return replace(self, status="interrupted", workers=workers, message=_NOBODY)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-able data; a loss that is infinite or no number becomes None, since JSON has no word for it."""

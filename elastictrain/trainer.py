@@ -6,42 +6,27 @@ storage, lock, config of the run -> corpus -> cluster -> token shards -> supervi
 
 from __future__ import annotations
 
-import os
-import platform
 import secrets
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
+from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
-from elastictrain.control.loss_guard import WINDOW
-from elastictrain.control.vocabulary import End, RestorePoint
+from elastictrain.control.vocabulary import End
 from elastictrain.data.corpus import find_documents
-from elastictrain.data.order import EMPTY_CHAIN
 from elastictrain.data.prepare import prepare
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
     Cause,
-    CheckpointRejected,
-    CheckpointRemoved,
     DataReady,
     Evaluated,
     Event,
-    FaultInjected,
     GenerationStarted,
     RunEnded,
     RunStarted,
@@ -49,18 +34,19 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.progress import ProgressListener
-from elastictrain.runtime.cluster import connected
-from elastictrain.runtime.durable import as_written
+from elastictrain.runtime.cluster import connected, head_answers
+from elastictrain.runtime.environment import environment
+from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.home import RunHome, settled
 from elastictrain.runtime.live import Live
-from elastictrain.runtime.supervisor import StartPoint, Supervisor
-from elastictrain.runtime.tracker import start_tracker, tracking_uri
+from elastictrain.runtime.resume import StartPoint, next_generation, start_point
+from elastictrain.runtime.stopping import stopping
+from elastictrain.runtime.supervisor import Supervisor
+from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_uri
 from elastictrain.status import Status
-from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
 from elastictrain.tracking.deliver import Deliverer
 from elastictrain.tracking.html import render_html
-from elastictrain.tracking.in_force import micro_batch_in_force
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
@@ -68,12 +54,9 @@ from elastictrain.workloads import build_workload, check_model_folder
 
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
+HEADLESS_FLUSH_S = 3.0
 _UNDELIVERED = (
     "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
-)
-_STILL_SMALLER = (
-    "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
-    "Another train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
 )
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""
@@ -114,7 +97,7 @@ class ElasticTrainer:
         """
         check_inputs(self.config)
         self._home = RunHome(self.config)
-        with _stopping() as self._stop, self._home.locked():
+        with stopping() as self._stop, self._home.locked():
             return self._complete_already() or self._attempt()
 
     def _complete_already(self) -> Result | None:
@@ -139,7 +122,7 @@ class ElasticTrainer:
             if self._progress is not None:
                 self._progress.on_event(event)
 
-        watch = _TrackingWatch(emit)
+        watch = TrackingWatch(emit)
 
         def show(status: Status) -> None:
             home.write_status(status)
@@ -149,7 +132,7 @@ class ElasticTrainer:
 
         begun_at = time.time()
         live = self._live(attempt, begun_at, show)
-        emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
+        emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), environment()))
         live.publish(None, None, {}, force=True)
         run_id = None
         try:
@@ -161,7 +144,10 @@ class ElasticTrainer:
                 try:
                     end = self._train(emit, live, tracker)
                 except BaseException as error:
-                    self._end(_end_of(error), live, emit)
+                    end = _end_of(error)
+                    if end.status == "stopped":
+                        end_orphans(config)  # there are some where nobody had taken them over yet
+                    self._end(end, live, emit)
                     raise
                 else:
                     self._end(end, live, emit)
@@ -208,11 +194,12 @@ class ElasticTrainer:
         if config.model.kind == "huggingface":
             build_workload(config, manifest.vocab_size)  # what is wrong with the folder is told before a worker starts
         live.status = "starting"
-        start = self._start_point(live.attempt, store, emit, tracker)
+        fleet = Fleet(config, secrets.token_bytes(32))
+        start = self._start_point(fleet, store, emit, tracker)
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:
+            fleet.close()
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
-        fleet = Fleet(config, secrets.token_bytes(32))
         supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
         self._stop.told = supervisor.stop
         try:
@@ -232,27 +219,15 @@ class ElasticTrainer:
             fleet.close()
 
     def _start_point(
-        self, attempt: int, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
+        self, fleet: Fleet, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
     ) -> StartPoint:
-        config = self.config
+        """Where to begin. What fails here leaves an earlier driver's keepers to the next attempt."""
         earlier = read_journal(self._home.folder)  # read where it is needed: nobody holds a month's events meanwhile
-        generation = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=-1) + 1
-        fired = frozenset(e.index for e in earlier if isinstance(e, FaultInjected))
-        micro_batch = micro_batch_in_force(earlier, config)
-        if micro_batch < config.train.micro_batch:
-            emit(Warned(time.time(), "memory", _STILL_SMALLER.format(micro_batch, config.train.micro_batch)))
-        found = None
-        if attempt > 1:
-            recorded = ray.get(tracker.recorded.remote())
-            found = newest_usable(earlier, recorded, store, emit)
-        if found is None:
-            return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired, micro_batch)
-        restore = RestorePoint("durable", found.step)
-        manifest = found.manifest
-        standing = committed_steps(earlier).standing
-        seen = tuple((e.loss, e.skipped is not None) for e in standing if e.step <= found.step)[-WINDOW:]
-        layout = dict(manifest.layout)
-        return StartPoint(restore, manifest.sample_chain, layout, generation, fired, micro_batch, seen)
+        estate = fleet.take_over(next_generation(earlier))
+        start = start_point(self.config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
+        if start.restore.source != "memory":
+            fleet.disown()
+        return start
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
         step = self.config.train.steps
@@ -282,8 +257,9 @@ class ElasticTrainer:
 
     def _flush(self, tracker: Any, emit: Callable[[Event], None]) -> str | None:
         """Deliver what is left to MLflow; what can't be is delivered when the run is next submitted."""
+        timeout_s = FLUSH_TIMEOUT_S if head_answers() else HEADLESS_FLUSH_S
         try:
-            done, problem, run_id = ray.get(tracker.flush.remote(FLUSH_TIMEOUT_S), timeout=2 * FLUSH_TIMEOUT_S)
+            done, problem, run_id = ray.get(tracker.flush.remote(timeout_s), timeout=2 * timeout_s)
         except RayError as error:
             done, problem, run_id = False, str(error).splitlines()[0], ""
         if not done:
@@ -336,96 +312,10 @@ class ElasticTrainer:
         )
 
 
-def newest_usable(
-    earlier: list[Event], recorded: dict[int, str] | None, store: CheckpointStore, emit: Callable[[Event], None]
-) -> StoredCheckpoint | None:
-    """The checkpoint to go on from, None where none was ever completed; what is newer and can't be used is set aside.
-
-    `recorded` is MLflow's word (SHA-256 by step), None when it can't be asked: then the journal's counts. Raises
-    CheckpointError when there are checkpoints and none can be used.
-    """
-    if recorded is None:
-        emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
-        recorded = written_checkpoints(earlier)
-
-    def reject(step: int, uri: str, problem: str) -> None:
-        emit(CheckpointRejected(time.time(), step, uri, problem))
-
-    found = store.take_newest(recorded, reject, partial(doubt, earlier))
-    if found is None:
-        return None
-    if found.step not in recorded:
-        emit(as_written(found, time.time()))
-    for step in sorted(recorded.keys() - store.steps()):
-        if step < found.step:  # removed, by a process that did not live to tell
-            emit(CheckpointRemoved(time.time(), step, store.uri(step)))
-    return found
-
-
 def check_inputs(config: TrainConfig) -> None:
     """Raise ConfigError or DataError when the corpus or the model's folder can't serve: found in milliseconds."""
     find_documents(config.data)
     check_model_folder(config)
-
-
-class _TrackingWatch:
-    """Tells once when MLflow can't be reached; `look` is called often, and waits for nothing."""
-
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        self.tracker: Any = None
-        self._emit = emit
-        self._asked_at = 0.0
-        self._answer: Any = None
-        self._told = False
-
-    def look(self) -> None:
-        """Ask the tracker how its last delivery went, or hear what it says."""
-        if self.tracker is None or self._told:
-            return
-        if self._answer is None:
-            if time.monotonic() > self._asked_at + 2.0:
-                self._asked_at, self._answer = time.monotonic(), self.tracker.problem.remote()
-        elif ray.wait([self._answer], timeout=0)[0]:
-            answer, self._answer = self._answer, None
-            with suppress(RayError):
-                if problem := ray.get(answer):
-                    self._told = True
-                    words = f"MLflow takes nothing for now ({problem}): training goes on, and the journal keeps it"
-                    self._emit(Warned(time.time(), "tracking", words))
-
-
-class _Stop:
-    """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
-
-    def __init__(self) -> None:
-        self.told: Callable[[str], None] | None = None
-        """Takes the reason of a stop; None while nothing is trained yet: then a stop just ends the attempt."""
-
-    def install(self) -> None:
-        """Take the signals, again whenever others may have taken them, as Ray does when it starts."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _: Any) -> None:
-        reason = f"{signal.Signals(number).name} received"
-        if self.told is None:
-            raise KeyboardInterrupt(reason)
-        self.told(reason)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def _stopping() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    stop.install()
-    try:
-        yield stop
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _is_complete(events: list[Event], steps: int) -> bool:
@@ -448,26 +338,6 @@ def _refuse_fewer_steps(events: list[Event], steps: int) -> None:
 
 def _run_began(events: list[Event]) -> float | None:
     return next((e.at for e in events if isinstance(e, RunStarted)), None)
-
-
-def _environment() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "mlflow", "elastictrain")}
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
-        "git_commit": _git_commit(),
-        "command": " ".join(sys.argv),
-    }
-
-
-def _git_commit() -> str:
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 def _end_of(error: BaseException) -> End:

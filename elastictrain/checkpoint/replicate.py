@@ -71,6 +71,14 @@ class ReplicaServer:
         self._acceptor = threading.Thread(target=self._accept, name="replica-accept", daemon=True)
         self._acceptor.start()
 
+    def rekey(self, token: bytes) -> None:
+        """Serve holders of this token only, from now on: every connection of before ends."""
+        with self._lock:
+            self._token = token
+            serving = list(self._links.values())
+        for link in serving:
+            link.abort()
+
     def close(self) -> None:
         """End all connections and wait for the threads."""
         with self._lock:

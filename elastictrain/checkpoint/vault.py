@@ -208,6 +208,12 @@ class Vault:
                 self._slots.pop(key).close()
 
     @property
+    def newest_generation(self) -> int:
+        """The highest that this vault has heard of: whoever takes over begins above it."""
+        with self._lock:
+            return max([self._fenced_below, *(generation for generation, _ in self._slots)])
+
+    @property
     def num_bytes(self) -> int:
         """Memory held."""
         with self._lock:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from elastictrain.sentences import percent
-from elastictrain.tracking.wording import count_text, seconds_text
+from elastictrain.tracking.wording import count_text, seconds_text, who_text
 
 if TYPE_CHECKING:
     from elastictrain.trainer import Result
@@ -93,8 +93,7 @@ def _ledger(report: Report) -> str:
 def _failures(report: Report) -> str:
     lines = []
     for failure in report["failures"]:
-        ranks = ", ".join(map(str, failure["ranks"]))
-        line = f"step {failure['step']}  rank {ranks} on node {failure['node']}: {failure['cause']['message']}"
+        line = f"step {failure['step']}  {who_text(failure)} on node {failure['node']}: {failure['cause']['message']}"
         line += f"; detected in {seconds_text(failure['detected_s'])}"
         if failure["recovered_s"] is not None:
             line += f", first new step after {seconds_text(failure['recovered_s'])} from {failure['source']}"

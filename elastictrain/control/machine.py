@@ -11,6 +11,7 @@ makes progress; whoever waits has a deadline. Each decision is linear in the num
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
@@ -60,10 +61,20 @@ NOTICE_S = 5.0
 Decision = tuple[State, list[Action]]
 
 
-def begin(policy: Policy, restore: RestorePoint, generation: int, cause: str, now: float) -> State:
-    """The state of an attempt that starts (or resumes) from `restore`, its first generation being `generation`."""
-    largest = policy.micro_batches[0]
-    return State(policy, "gathering", generation, restore, cause, now, restore.step, restore.step, largest)
+def begin(
+    policy: Policy,
+    restore: RestorePoint,
+    generation: int,
+    cause: str,
+    now: float,
+    trusted: Mapping[int, int] | None = None,
+) -> State:
+    """The state of an attempt that starts (or resumes) from `restore`, its first generation being `generation`.
+
+    `trusted` says up to which step earlier generations' states may be used, where memory still has some.
+    """
+    step, largest = restore.step, policy.micro_batches[0]
+    return State(policy, "gathering", generation, restore, cause, now, step, step, largest, trusted=trusted or {})
 
 
 def advance(state: State, seen: Observation, now: float) -> Decision:
@@ -174,9 +185,7 @@ def _lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
     )
     if gone & set(state.members) and state.phase in ("forming", "running"):
         return _fail(state, cause, 0)
-    if state.phase == "gathering" and state.restore.source == "memory":
-        return _fence(state, state.cause)  # the state may have been there: look again
-    return _proceed(state, now)
+    return _look_again(state, now)
 
 
 def _lose_keeper(state: State, node: str, cause: Cause, now: float) -> Decision:
@@ -186,6 +195,13 @@ def _lose_keeper(state: State, node: str, cause: Cause, now: float) -> Decision:
     state = replace(state, workers=workers)
     if there & set(state.members) and state.phase in ("forming", "running"):
         return _fail(state, cause, 0)
+    return _look_again(state, now)
+
+
+def _look_again(state: State, now: float) -> Decision:
+    """Memory is gone somewhere, and the state to go on from may have been there: others may hold it, or storage."""
+    if state.phase == "gathering" and state.restore.source == "memory":
+        return _fence(state, state.cause)
     return _proceed(state, now)
 
 

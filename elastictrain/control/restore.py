@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -30,7 +30,14 @@ class MemoryState:
 def newest_complete(
     found: Iterable[ShardAt], prefer: str = "", trusted: Mapping[int, int] | None = None
 ) -> MemoryState | None:
-    """The highest step that some generation holds completely; of equal steps, the youngest generation's.
+    """The first of `complete_states`."""
+    return next(complete_states(found, prefer, trusted), None)
+
+
+def complete_states(
+    found: Iterable[ShardAt], prefer: str = "", trusted: Mapping[int, int] | None = None
+) -> Iterator[MemoryState]:
+    """What some generation holds completely: the highest step first, of equal steps the youngest generation's.
 
     Of several copies of a shard, one on node `prefer` is taken, else the first by node name. A generation in `trusted`
     counts up to the step given there.
@@ -41,8 +48,7 @@ def newest_complete(
         groups[shard.step, shard.generation, shard.world_size].setdefault(shard.rank, shard)
     for (step, generation, world_size), ranks in sorted(groups.items(), reverse=True):
         if len(ranks) == world_size:
-            return MemoryState(generation, step, tuple(ranks[r] for r in range(world_size)))
-    return None
+            yield MemoryState(generation, step, tuple(ranks[r] for r in range(world_size)))
 
 
 def is_trusted(trusted: Mapping[int, int], generation: int, step: int) -> bool:

@@ -16,6 +16,7 @@ import ray
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError
 from elastictrain.runtime import local_cluster
+from elastictrain.runtime.probe import answers
 
 _REACH_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 120.0
@@ -44,6 +45,17 @@ def connected(config: TrainConfig) -> Iterator[str]:
         yield address
     finally:
         ray.shutdown()
+
+
+def head_address() -> tuple[str, int]:
+    """Where the connected cluster's head listens, which holds Ray's own state."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def head_answers() -> bool:
+    """Whether the cluster can be asked for anything. Without its head Ray blocks, and ends this process in a minute."""
+    return answers(head_address())
 
 
 def _init(address: str) -> None:

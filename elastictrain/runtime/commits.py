@@ -35,6 +35,10 @@ class CommitCollector:
         self._held: dict[int, set[int]] = defaultdict(set)
         self._records: dict[int, dict[int, StepRecord]] = defaultdict(dict)
 
+    def recall(self, loss: float, scalars: Mapping[str, int | float]) -> None:
+        """What is known besides of the step that all begins with, where its state is in memory."""
+        self.losses[self.step], self.scalars[self.step] = loss, scalars
+
     def begin(self, generation: int, world_size: int, step: int, sample_chain: str | None = None) -> None:
         """A generation goes on from the state after `step`; `sample_chain` where it isn't known from before."""
         self._generation, self._world_size, self.step = generation, world_size, step

@@ -18,13 +18,11 @@ from elastictrain.control.restore import MemoryState, ShardAt, newest_complete
 from elastictrain.control.vocabulary import Fence
 from elastictrain.events import Cause
 from elastictrain.runtime.causes import explain
+from elastictrain.runtime.estate import UPDATED
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.protocol import FenceReply
 from elastictrain.runtime.replies import Replies
 from elastictrain.state.tensors import ShardHeader
-
-_UPDATED = ("snapshot", "idle")
-"""Phases in which a rank has done the update of its step."""
 
 
 @dataclass
@@ -77,7 +75,8 @@ class Fencing:
         self._go_on()
 
     def forget_node(self, name: str) -> None:
-        """A node is lost: nothing more comes from it."""
+        """A node, or its keeper, is lost: nothing comes from it, and what it had told is of no use."""
+        self.shards = [located for located in self.shards if located.stored.where != name]
         self._workers -= {w for w in self._workers if w not in self.fleet.workers}
         if self._keepers is not None:
             self._keepers.discard(name)
@@ -126,6 +125,6 @@ class Fencing:
             self.shards.append(LocatedShard(stored, info.replica_address if info else None))
         for progress in reply.progress.values():
             if progress.generation == self.order.generation - 1:
-                self.updated_step = max(self.updated_step, progress.step - (progress.phase not in _UPDATED))
+                self.updated_step = max(self.updated_step, progress.step - (progress.phase not in UPDATED))
         self._keepers.discard(name)
         self._go_on()

@@ -1,13 +1,15 @@
 """The actors of a run: a keeper on every node that has room, workers in reserved slots, standbys beside them.
 
 Slots are placement groups of one bundle, pinned to their node. A slot stays reserved when its worker dies, so the
-replacement never waits for another job to let go. Everything here only starts, finds and ends actors; what to start
-is control's to say.
+replacement never waits for another job to let go. Workers and slots are Ray's to end when this process dies; keepers
+are not, and those of an earlier driver are taken back. Everything here only starts, finds and ends actors; what to
+start is control's to say.
 """
 
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,8 +22,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.runtime.cluster import head_answers
+from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
 from elastictrain.runtime.keeper import KeeperActor
-from elastictrain.runtime.protocol import KeeperInfo, WorkerInfo
+from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
 
 ZONE_LABEL = "ray.io/availability-zone"
@@ -62,10 +66,12 @@ class WorkerHandle:
 
 @dataclass
 class Fleet:
-    """All actors of one attempt. `token` authenticates keepers to each other."""
+    """All actors of one attempt. `token` authenticates workers and keepers to each other."""
 
     config: TrainConfig
     token: bytes
+    inherited: dict[str, Inherited] = field(default_factory=dict)
+    """Keepers of an earlier driver, by Ray's id of their node, that no node here has yet."""
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, WorkerHandle] = field(default_factory=dict)
     banned: dict[str, float] = field(default_factory=dict)
@@ -100,7 +106,10 @@ class Fleet:
             if ray_id not in known and ray_id not in self.draining and slots > 0:
                 address = found["NodeManagerAddress"]
                 taken = {node.name for node in [*self.nodes.values(), *new]}
+                taken |= {left.name for left in self.inherited.values()}
                 name = f"{address}#{ray_id[:6]}" if address in taken else address
+                if ray_id in self.inherited:
+                    name = self.inherited[ray_id].name
                 zone = (found.get("Labels") or {}).get(ZONE_LABEL, "")
                 new.append(Node(name, ray_id, address, slots, zone, (address, found["NodeManagerPort"])))
         return new, lost
@@ -113,15 +122,38 @@ class Fleet:
         return [(node, self.draining[node.ray_id] / 1000) for node in found]
 
     def start_keeper(self, node: Node) -> Any:
-        """Start the node's keeper; the reply is its KeeperInfo."""
-        config = self.config
-        node.keeper = KeeperActor.options(
-            name=f"{config.run.name}/keeper-{node.name}-{next(iter(self._numbers))}",
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-        ).remote(config.run.name, node.name, config.run.storage, self.token, node.address, config.checkpoint.every)
+        """Start the node's keeper, or take that of an earlier driver; the reply is its KeeperInfo."""
+        run, left = self.config.run, self.inherited.pop(node.ray_id, None)
+        if left is not None:
+            node.keeper, node.read = left.keeper, left.read
+        else:
+            node.read = 0
+            node.keeper = KeeperActor.options(
+                name=f"keeper-{node.name}-{secrets.token_hex(4)}",
+                namespace=namespace(self.config),
+                lifetime="detached",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
+            ).remote(run.name, node.name, run.storage, node.address, self.terms)
+        node.info = None
         self.nodes[node.name] = node
-        node.info, node.read = None, 0
         return node.keeper.describe.remote(time.time())
+
+    @property
+    def terms(self) -> KeeperTerms:
+        """What keepers are told."""
+        return KeeperTerms(self.token, self.config.checkpoint.every, self.config.elastic.orphan_timeout_s)
+
+    def take_over(self, generation: int) -> Estate | None:
+        """Take what an earlier driver of this run left in memory, if it did; see `estate.take_over`."""
+        estate = take_over(self.config, self.terms, generation)
+        if estate is not None:
+            self.inherited = dict(estate.keepers)
+        return estate
+
+    def disown(self) -> None:
+        """End the keepers of an earlier driver that no node here has: what they hold is of no more use."""
+        while self.inherited:
+            ray.kill(self.inherited.popitem()[1].keeper)
 
     def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
         """Start a worker on a node; the reply is its WorkerInfo once it is warm."""
@@ -173,6 +205,12 @@ class Fleet:
         ray.kill(node.keeper)
 
     def close(self) -> None:
-        """End every actor and give back every slot."""
+        """End every actor, what is left of an earlier driver's too, and give back every slot.
+
+        Without Ray's head nobody can: what is left of the cluster ends by itself.
+        """
+        if not head_answers():
+            return
         for name in list(self.nodes):
             self.drop_node(name)
+        end_keepers(self.config)

@@ -103,6 +103,7 @@ class Forming:
         if self._waiting:
             return
         self.over = True
+        self.formed(self)  # first: what is on record of a generation is there before any of its steps
         generation = self.order.generation
         for worker in self.order.workers:
             self.replies.expect(
@@ -110,7 +111,6 @@ class Forming:
                 lambda outcome, worker=worker: self.ended(worker, generation, outcome),  # type: ignore[misc]  # defaults bind
                 lambda error, worker=worker: self.suspect(worker, explain(error)),  # type: ignore[misc]  # defaults bind
             )
-        self.formed(self)
 
     def _missing(self, name: str, error: RayError) -> None:
         if self.over:

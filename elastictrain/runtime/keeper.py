@@ -3,10 +3,16 @@
 It outlives the workers: their snapshots lie in its memory, so a killed process costs no copy. Each committed snapshot
 is sent on to the buddy's keeper on another node, so a lost node costs one copy back. It is also the node's only voice:
 the supervisor hears of snapshots and deaths by one long poll a node, never by a message a rank.
+
+It outlives the driver too, as a detached actor. The next driver of the run finds it by name and has it `succeed`: old
+workers end, the token changes, nothing of before is taken any more. So that no step is missing from the story then, it
+keeps the header of every snapshot until the supervisor says that its step is on record. When no driver comes within
+`elastic.orphan_timeout_s` it ends.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import signal
 import threading
@@ -22,17 +28,21 @@ from elastictrain.checkpoint.arena import Arena, ArenaTicket
 from elastictrain.checkpoint.replicate import Address, ReplicaClient, ReplicaServer
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.checkpoint.vault import Vault
-from elastictrain.errors import ElasticTrainError, StaleGenerationError
+from elastictrain.errors import ElasticTrainError, InfrastructureError, StaleGenerationError
 from elastictrain.events import Cause
 from elastictrain.runtime import preflight
 from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
+from elastictrain.runtime.lifeline import Lifeline
 from elastictrain.runtime.mailbox import Mailbox
 from elastictrain.runtime.oom_kills import OomKills
 from elastictrain.runtime.protocol import (
+    Bequest,
     FaultAnnounced,
     FenceReply,
+    Greeting,
     KeeperEvent,
     KeeperInfo,
+    KeeperTerms,
     KeeperTrouble,
     LeaveAsked,
     SaveReply,
@@ -41,8 +51,9 @@ from elastictrain.runtime.protocol import (
 )
 from elastictrain.runtime.watch import ProcessWatch, is_stopped
 from elastictrain.state.manifest import ShardEntry
-from elastictrain.state.tensors import ShardHeader, ShardIndex
+from elastictrain.state.tensors import LogicalTensor, ShardHeader, ShardIndex
 from elastictrain.storage import Storage
+from elastictrain.version import __version__
 
 KEEPER_THREADS = 16
 """Calls that may wait at once: the supervisor's poll, durable writes, ranks that come and go."""
@@ -54,13 +65,17 @@ GATHER_S = 0.5
 waits for nothing."""
 REPLICA_TIMEOUT_S = 10.0
 """After so long without an answer a buddy counts as lost, and training goes on without it."""
+LAST_WORKERS_S = 20.0
+"""How long killed workers of an earlier driver may take to be gone: freeing much memory takes a while."""
 
 
 class Keeper:
     """Runs as a Ray actor; see the module. Ranks commit over `checkpoint.replicate`: a call of Ray's costs more."""
 
-    def __init__(self, run: str, node: str, storage: str, token: bytes, host: str, durable_every: int) -> None:
-        self._node, self._token, self._durable_every = node, token, durable_every
+    def __init__(self, run: str, node: str, storage: str, host: str, terms: KeeperTerms) -> None:
+        self._node, self._terms = node, terms
+        self._ray_id = ray.get_runtime_context().get_node_id()
+        self._lifeline = Lifeline(terms.orphan_timeout_s, lambda: os._exit(0))
         self._vault = Vault(node)
         self._run = storage, run
         self._store = CheckpointStore(Storage.open(storage).run(run))
@@ -69,8 +84,8 @@ class Keeper:
         self._server = ReplicaServer(
             self._vault,
             host,
-            token,
-            on_put=lambda header: self._mail.put(SnapshotHeld(header, True), urgent=False),
+            terms.token,
+            on_put=self._received,
             on_commit=self._commit,
         )
         self._boards: dict[str, Arena] = {}
@@ -78,23 +93,35 @@ class Keeper:
         self._watch = ProcessWatch(self._exited)
         self._kills = OomKills()
         self._lock = threading.Lock()
+        self._gone = threading.Condition(self._lock)
+        """Of a worker."""
+        self._untold: dict[tuple[int, int, int], ShardHeader] = {}
+        """Of snapshots whose step is not known to be on record, by generation, step and rank."""
+        self._trusted: dict[int, int] = {}
+        self._tensors: tuple[LogicalTensor, ...] = ()
         self._buddy: Address | None = None
         self._links: dict[int, ReplicaClient] = {}
         self._copies: dict[tuple[int, int, int], tuple[memoryview, float]] = {}
 
     def describe(self, driver_time: float) -> KeeperInfo:
         """Who and where, and how the node looks; `driver_time` is the driver's unix time."""
+        self._lifeline.hear()
         found = preflight.look(*self._run, driver_time)
         return KeeperInfo(self._node, os.getpid(), self._server.address, found)
 
     # ------------------------------------------------------------------------------------------ for the supervisor
 
-    def poll(self, after: int, timeout_s: float) -> list[tuple[int, KeeperEvent]]:
-        """Events since number `after`; waits for the first."""
+    def poll(self, after: int, timeout_s: float, recorded_step: int) -> list[tuple[int, KeeperEvent]]:
+        """Events since number `after`; waits for the first. All steps up to `recorded_step` are on record."""
+        self._lifeline.hear()
+        with self._lock:
+            for key in [key for key in self._untold if key[1] <= recorded_step]:
+                del self._untold[key]
         return self._mail.read(after, timeout_s, GATHER_S)
 
     def progress(self) -> dict[str, Progress]:
         """Where every worker of this node is."""
+        self._lifeline.hear()
         return {worker: self._progress(worker) for worker in list(self._boards)}
 
     def end(self, worker: str, stacks: bool) -> str:
@@ -139,13 +166,17 @@ class Keeper:
         self._vault.fence(generation)
         return FenceReply(tuple(self._vault.inventory(verify=True)), tuple(self._mail.read(after)), progress)
 
+    def describe_state(self, tensors: tuple[LogicalTensor, ...]) -> None:
+        """What the whole state consists of: who succeeds may have to write it down before anybody has loaded it."""
+        self._tensors = tensors
+
     def release(self, before_generation: int) -> None:
         """Forget what older generations left: a newer one has its own snapshots."""
         self._vault.release(before_generation)
 
     def save(self, generation: int, step: int, ranks: list[int], world_size: int) -> SaveReply:
         """Write these ranks' shards of a step to storage; from the copy made when it was committed, if there is one."""
-        with ThreadPoolExecutor(max_workers=4) as pool:
+        with self._lifeline.busy(), ThreadPoolExecutor(max_workers=4) as pool:
             saved = list(pool.map(lambda rank: self._save(generation, step, rank, world_size), ranks))
         return SaveReply(tuple(entry for entry, _ in saved), max(stall_s for _, stall_s in saved))
 
@@ -156,10 +187,43 @@ class Keeper:
         index = self._vault.index(generation, rank)
         return self._store.write_shard(step, rank, world_size, index, data), stall_s
 
+    # --------------------------------------------------------------------------------------------- for the next driver
+
+    def greet(self) -> Greeting:
+        """Who this is, and how long it has heard nothing of a driver; changes nothing."""
+        return Greeting(__version__, self._lifeline.silent_s, self._vault.newest_generation)
+
+    def succeed(self, terms: KeeperTerms, generation: int) -> Bequest:
+        """Serve another driver, whose first generation this is: what is left of the last one ends, and is told.
+
+        Raises InfrastructureError when the last one's workers don't end: what they write can't be told apart then.
+        """
+        with self._lifeline.busy():
+            self._vault.fence(generation)
+            self._lifeline.extend(terms.orphan_timeout_s)
+            self._watch.kill()
+            with self._lock:
+                if not self._gone.wait_for(lambda: not self._pids, LAST_WORKERS_S):
+                    raise InfrastructureError(f"workers {sorted(self._pids)} on node {self._node} can't be ended")
+                self._terms = terms
+                self._copies.clear()
+            self._server.rekey(terms.token)
+            self.set_buddy(None)
+            held, events = self._vault.inventory(verify=True), self._mail.read(0)
+            with self._lock:
+                untold, trusted = tuple(self._untold.values()), dict(self._trusted)
+        address, tensors = self._server.address, self._tensors
+        return Bequest(self._node, self._ray_id, address, tuple(held), untold, tuple(events), trusted, tensors)
+
     # ------------------------------------------------------------------------------------------------- for workers
 
-    def enlist(self, worker: str, pid: int) -> tuple[ArenaTicket, Address]:
-        """Watch this worker's process from now on; the board to write progress on, and where to commit snapshots."""
+    def enlist(self, worker: str, pid: int, token: bytes) -> tuple[ArenaTicket, Address]:
+        """Watch this worker's process from now on; the board to write progress on, and where to commit snapshots.
+
+        Raises InfrastructureError for a worker of another driver's.
+        """
+        if not hmac.compare_digest(token, self._terms.token):
+            raise InfrastructureError(f"{worker} belongs to a driver that the keeper of node {self._node} left")
         board = Arena.create(BOARD_BYTES)
         with self._lock:
             self._boards[worker], self._pids[worker] = board, pid
@@ -175,6 +239,11 @@ class Keeper:
         """This worker has been told to go."""
         self._mail.put(LeaveAsked(worker, at))
 
+    def distrust(self, generation: int, after: int) -> None:
+        """Memory of this generation was found corrupted: its states after this step are not to be used."""
+        with self._lock:
+            self._trusted[generation] = min(after, self._trusted.get(generation, after))
+
     def announce(self, index: int, step: int, rank: int) -> None:
         """A planned fault strikes next."""
         self._mail.put(FaultAnnounced(time.time(), index, step, rank))
@@ -182,9 +251,18 @@ class Keeper:
     def _commit(self, header: ShardHeader, buffer: int) -> Callable[[], None]:
         """A snapshot is complete in that buffer, and counts from now on; what is returned gives the buddy its copy."""
         self._vault.commit(header, buffer)
-        if header.step % self._durable_every == 0:
+        self._remember(header)
+        if header.step % self._terms.durable_every == 0:
             self._copy(header)
         return lambda: self._mail.put(SnapshotHeld(header, self._replicate(header)), urgent=False)
+
+    def _received(self, header: ShardHeader) -> None:
+        self._remember(header)
+        self._mail.put(SnapshotHeld(header, True), urgent=False)
+
+    def _remember(self, header: ShardHeader) -> None:
+        with self._lock:
+            self._untold[header.generation, header.step, header.rank] = header
 
     def _copy(self, header: ShardHeader) -> None:
         """Keep this step's bytes for the durable writer, however far training goes on meanwhile."""
@@ -202,7 +280,7 @@ class Keeper:
             return False
         try:
             if link is None:
-                link = ReplicaClient(buddy, self._token, timeout_s=REPLICA_TIMEOUT_S)
+                link = ReplicaClient(buddy, self._terms.token, timeout_s=REPLICA_TIMEOUT_S)
                 with self._lock:
                     self._links[header.rank] = link
             index = self._vault.index(header.generation, header.rank)
@@ -221,10 +299,12 @@ class Keeper:
     def _exited(self, worker: str, at: float, cause: Cause) -> None:
         with self._lock:
             board = self._boards.pop(worker)
-            del self._pids[worker]
         progress = Board(board.buffer).read()
         cause = self._kills.explain(cause)
         self._mail.put(WorkerExited(worker, at, cause, progress.generation, progress.step, progress.phase))
+        with self._lock:
+            del self._pids[worker]
+            self._gone.notify_all()
         board.close()
 
 

@@ -36,7 +36,7 @@ class Live:
         self._layout = ""
         self._world_size = 0
         self._compute_s = 0.0
-        self._fault_at = 0.0
+        self._fault_at: float | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self._published = 0.0
 
@@ -64,7 +64,8 @@ class Live:
                 self.status, self._fault_at = "recovering", event.at
             case Recovered():
                 self.lost_steps += event.lost_steps
-                self.last_recovery_s = event.at - self._fault_at
+                if self._fault_at is not None:  # else it is the last driver's end that was healed
+                    self.last_recovery_s = event.at - self._fault_at
             case RunEnded():
                 self.status = event.status
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.checkpoint.vault import StoredShard
 from elastictrain.config import Fault
 from elastictrain.control.loss_guard import Seen
+from elastictrain.control.vocabulary import RestorePoint
 from elastictrain.events import Cause, Skip, Source
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
@@ -122,6 +123,49 @@ class KeeperInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class KeeperTerms:
+    """What a keeper is told by the driver that it serves."""
+
+    token: bytes = field(repr=False)
+    """Authenticates keepers and workers of one attempt to each other; it is in no log and in no storage."""
+    durable_every: int
+    """Steps between durable checkpoints."""
+    orphan_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A keeper of an earlier driver."""
+
+    version: str
+    """Of elastictrain."""
+    silent_s: float
+    """Since it heard of a driver."""
+    newest_generation: int
+    """That it knows of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bequest:
+    """What a keeper has of an earlier driver's time."""
+
+    node: str
+    ray_id: str
+    """Ray's id of its node."""
+    replica_address: tuple[str, int]
+    held: tuple[StoredShard, ...]
+    """Verified snapshots."""
+    untold: tuple[ShardHeader, ...]
+    """Of snapshots, also gone ones, of steps that may not be on record."""
+    events: tuple[tuple[int, KeeperEvent], ...]
+    """Numbered, those that the driver may not have heard."""
+    trusted: Mapping[int, int]
+    """The last step of a generation that may be used, for those in which memory was corrupted."""
+    tensors: tuple[LogicalTensor, ...]
+    """All of the state's; empty where no group was ever formed."""
+
+
+@dataclass(frozen=True, slots=True)
 class FenceReply:
     """What a keeper has once it refuses all older generations."""
 
@@ -164,6 +208,11 @@ class RestoreFrom:
     step: int
     shards: tuple[LocatedShard, ...] = ()
     """By rank of the generation that made them (source memory)."""
+
+    @property
+    def point(self) -> RestorePoint:
+        """For the state machine."""
+        return RestorePoint(self.source, self.step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
+from elastictrain.runtime.cluster import head_address
 from elastictrain.runtime.fleet import BAN_S, Fleet, Node
 from elastictrain.runtime.probe import Probe, answers
 from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
@@ -35,6 +36,9 @@ SILENT_KEEPER_S = 20.0
 SUSPICION_S = 0.5
 """How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
 START_TIMEOUT_S = 300.0
+HEAD_PATIENCE_S = 10.0
+"""A cluster whose head answers nothing for so long is gone. Ray ends this process for it after a minute."""
+HEAD_TIMEOUT_S = 0.5
 REFUSED_S = 600.0
 """A node that fails its preflight is looked at again after so long."""
 
@@ -43,6 +47,11 @@ NumberedEvents = Iterable[tuple[int, KeeperEvent]]
 
 class Listener(Protocol):
     """Hears the facts."""
+
+    @property
+    def recorded_step(self) -> int:
+        """All steps up to this one are on record."""
+        ...
 
     def nodes_ready(self, slots: dict[str, int]) -> None:
         """New nodes, with room for so many workers."""
@@ -54,6 +63,10 @@ class Listener(Protocol):
 
     def keeper_lost(self, name: str, cause: Cause) -> None:
         """A node's keeper is gone; the node and its workers live, and another keeper comes."""
+        ...
+
+    def head_lost(self, message: str) -> None:
+        """The cluster is gone, as far as can be told: nothing of it can be asked or changed any more."""
         ...
 
     def node_leaves(self, name: str, deadline: float) -> None:
@@ -94,6 +107,8 @@ class Roster:
     _suspects: dict[str, tuple[float, Cause]] = field(default_factory=dict)
     _starting: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
+    _head: tuple[str, int] = field(default_factory=head_address)
+    _head_heard: float = field(default_factory=time.monotonic)
     _watched: float = 0.0
     _heard: dict[str, float] = field(default_factory=dict)
     """When each node's keeper answered last."""
@@ -114,7 +129,8 @@ class Roster:
                 self.listener.worker_lost(name, Cause("resources", late))
         if now > self._looked + LOOK_EVERY_S:
             self._looked = now
-            self._look()
+            if self._head_answers():
+                self._look()
         if now > self._watched + WATCH_EVERY_S:
             self._watched = now
             self._ask_for_progress()
@@ -182,6 +198,17 @@ class Roster:
         """A node is gone, or as good as gone."""
         self.listener.node_lost(name, Cause("node_lost", f"node {name} is gone: {message}"))
         self._welcome()
+
+    def _head_answers(self) -> bool:
+        """Whether Ray can be asked: without its head it blocks. Training needs no head for a while."""
+        if answers(self._head, HEAD_TIMEOUT_S):
+            self._head_heard = time.monotonic()
+            return True
+        silent_s = time.monotonic() - self._head_heard
+        if silent_s > HEAD_PATIENCE_S:
+            host, port = self._head
+            self.listener.head_lost(f"the head of the Ray cluster ({host}:{port}) answers nothing for {silent_s:.0f} s")
+        return False
 
     def _look(self) -> None:
         new, lost = self.fleet.look()
@@ -263,7 +290,7 @@ class Roster:
     def _poll(self, node: Node) -> None:
         keeper = node.keeper
         self.replies.expect(
-            keeper.poll.remote(node.read, POLL_S),
+            keeper.poll.remote(node.read, POLL_S, self.listener.recorded_step),
             lambda events: self._polled(node, keeper, events),
             lambda error: self.keeper_failed(node.name, error) if node.keeper is keeper else None,
         )

@@ -39,10 +39,15 @@ class Story:
     """That the restored state was made under; None for a fresh start."""
     updated_step: int = 0
     """Highest step whose update some rank of the failed generation had done."""
+    lost_steps: int | None = None
+    """Of a failure that was told before, and that the first step heals: the last driver's death; None without one."""
     _lost_steps: int = 0
     _continuation: Continuation = "bit_exact"
     _unhealed: bool = False
     _first_step_pending: bool = False
+
+    def __post_init__(self) -> None:
+        self._unhealed, self._lost_steps = self.lost_steps is not None, self.lost_steps or 0
 
     @property
     def step(self) -> int:

@@ -1,15 +1,14 @@
 """The supervisor: hears what happens, asks the state machine what to do, and does it. One thread, one loop.
 
-It holds no policy: `control.machine` decides. `roster` knows who is there, `story` tells what happened, `fencing` and
-`forming` perform the two actions that take several messages.
+It holds no policy: `control.machine` decides. `roster` knows who is there, `story` tells what happened, `regroup` makes
+one generation of another, `saving` makes states durable. It lives in the driver's process and dies with it: the keepers
+have the state, and the next driver goes on from there.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import ray
 
@@ -17,27 +16,17 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
 from elastictrain.control.interval import SnapshotInterval
-from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
+from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
-from elastictrain.control.state import Policy, State
-from elastictrain.data.order import cursor
-from elastictrain.events import (
-    Cause,
-    CheckpointRejected,
-    Event,
-    FaultInjected,
-    Member,
-    WorkerStarted,
-)
-from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
+from elastictrain.control.state import State
+from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
+from elastictrain.runtime.breakage import Breakage
+from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.commits import CommitCollector
-from elastictrain.runtime.durable import Due, DurableWriter
-from elastictrain.runtime.fencing import Fencing
 from elastictrain.runtime.fleet import Fleet
-from elastictrain.runtime.forming import Forming, pair_keepers
+from elastictrain.runtime.forming import pair_keepers
 from elastictrain.runtime.live import Live
-from elastictrain.runtime.probe import Probe
 from elastictrain.runtime.protocol import (
     Evaluation,
     FaultAnnounced,
@@ -45,40 +34,24 @@ from elastictrain.runtime.protocol import (
     KeeperTrouble,
     LeaveAsked,
     Outcome,
-    RestoreFrom,
     SnapshotHeld,
     WorkerExited,
     WorkerInfo,
 )
+from elastictrain.runtime.regroup import Regroup
 from elastictrain.runtime.replies import Replies
+from elastictrain.runtime.resume import StartPoint
 from elastictrain.runtime.roster import Roster
+from elastictrain.runtime.saving import Saving
 from elastictrain.runtime.story import Story
 from elastictrain.runtime.vigil import Vigil
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
 
 TICK_S = 0.2
-PROBE_S = 3.0
-"""How long after a broken collective its cause may take to show; Ray needs 1 to 2 s to tell of a node's end."""
-QUIET_TIMEOUT_S = 10.0
-"""How long a survivor may take to leave its generation before it is ended."""
 
-
-@dataclass(frozen=True, slots=True)
-class StartPoint:
-    """Where an attempt begins."""
-
-    restore: v.RestorePoint
-    sample_chain: str
-    layout: dict[str, Any] | None
-    """That the state was made under; None for a fresh start."""
-    generation: int
-    fired: frozenset[int]
-    """Planned faults that struck in earlier attempts."""
-    micro_batch: int
-    """The one in force: smaller than train.micro_batch when memory ran out in earlier attempts."""
-    seen: tuple[Seen, ...] = ()
-    """What is recorded of the last steps, up to the restored state's."""
+HEADLESS_S = 15.0
+"""How long the last state may take when the cluster's head is gone: Ray leaves this process a minute in all."""
 
 
 class Supervisor:
@@ -94,54 +67,36 @@ class Supervisor:
         live: Live,
         emit: Callable[[Event], None],
     ) -> None:
-        self._config, self._fleet, self._data_folder, self._store = config, fleet, data_folder, store
+        self._config, self._fleet, self._data_folder = config, fleet, data_folder
         self._live, self._record = live, emit
         self._replies = Replies()
         self._roster = Roster(fleet, self._replies, self)
-        restore = RestoreFrom(start.restore.source, start.restore.step)
         commits = CommitCollector(start.restore.step, start.sample_chain, start.seen)
-        self._story = Story(self._emit, commits, restore, start.layout)
-        cause = "resume" if start.restore.step else "start"
-        policy = self._policy(start.micro_batch)
-        self._state: State = begin(policy, start.restore, start.generation, cause, time.time())
-        self._layouts: dict[int, dict[str, Any]] = {}
-        """Of each generation that was ever formed, and so of every snapshot."""
-        self._durable: DurableWriter | None = None
-        self._fencing: Fencing | None = None
-        self._forming: Forming | None = None
+        self._story = Story(self._emit, commits, start.restore, start.layout, lost_steps=start.lost_steps)
+        self._saving = Saving(config, fleet, store, self._story, self._emit)
+        if start.remembered is not None:
+            commits.recall(start.remembered.loss, start.remembered.scalars)
+            self._saving.know(start.remembered.tensors)
+            self._saving.layouts.update(start.remembered.layouts)
+        self._state = self._first_state(start)
+        self._regroup = Regroup(config, self._roster, self._replies, self._story, self._saving, self)
         self._fired = set(start.fired)
-        self._broken: tuple[float, Cause] | None = None
-        """When a collective broke (unix time) for a reason that has not shown yet, and what it said."""
-        self._probe: Probe | None = None
-        """Asks the nodes of a group whose collective broke whether they are there."""
-        self._places: list[str] = []
-        """The node of each rank of the newest generation: its keeper has the rank's state, whether the rank lives."""
+        self._breakage = Breakage()
         self._paused: set[str] = set()
         """Members that have stopped for a pause."""
         self._released: dict[str, float] = {}
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
-        self._fence_s = 0.0
-        self._phase_began = time.monotonic()
         self._interval = SnapshotInterval(config.snapshot.every)
         self._vigil = Vigil(config.elastic, self._roster, self._replies, self._story, self.worker_lost, self._tell)
         self._stop: str | None = None
         self._ticked = 0.0
         self._end: v.End | None = None
 
-    def _policy(self, micro_batch: int) -> Policy:
-        elastic, train = self._config.elastic, self._config.train
-        sizes = legal_world_sizes(train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers)
-        ladder = micro_batch_ladder(train.global_batch, train.micro_batch, sizes)
-        return Policy(
-            steps=train.steps,
-            world_sizes=sizes,
-            standby=elastic.standby,
-            max_failures=elastic.max_failures,
-            replace_timeout_s=elastic.replace_timeout_s,
-            wait_timeout_s=elastic.wait_timeout_s,
-            unreserved_standby=not self._fleet.on_gpus,
-            micro_batches=tuple(m for m in ladder if m <= micro_batch),
-        )
+    def _first_state(self, start: StartPoint) -> State:
+        policy = policy_of(self._config, start.micro_batch, self._fleet.on_gpus)
+        trusted = start.remembered.trusted if start.remembered else None
+        cause = "resume" if start.restore.step else "start"
+        return begin(policy, start.restore.point, start.generation, cause, time.time(), trusted)
 
     # -------------------------------------------------------------------------------------------------------- loop
 
@@ -166,21 +121,16 @@ class Supervisor:
         self._stop = reason
 
     def _check(self) -> None:
-        if self._broken is not None and time.time() > self._broken[0] + PROBE_S:
-            at, cause = self._broken
-            self._broken = None
-            if self._grouped:
-                self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
-                self._tell(v.PeersBroken(self._state.generation, cause))
-        if self._probe is not None:
-            for name in self._probe.silent():
-                self._roster.node_failed(name, "nobody answers at its raylet's port")
-        for part in (self._fencing, self._forming):
-            if part is not None:
-                part.check()
-        if self._durable is not None:
-            self._durable.poll()
-        if self._released and not (self._durable and self._durable.busy):
+        unexplained = self._breakage.unexplained()
+        if unexplained is not None and self._grouped:
+            at, cause = unexplained
+            self._story.fail("engine_error", cause, generation=self._state.generation, at=at)
+            self._tell(v.PeersBroken(self._state.generation, cause))
+        for name in self._breakage.silent():
+            self._roster.node_failed(name, "nobody answers at its raylet's port")
+        self._regroup.check()
+        self._saving.poll()
+        if self._released and not self._saving.busy:
             self._release()
 
     def _emit(self, event: Event) -> None:
@@ -212,6 +162,11 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------ facts, from the roster
 
+    @property
+    def recorded_step(self) -> int:
+        """See `roster.Listener`."""
+        return self._story.step
+
     def nodes_ready(self, slots: dict[str, int]) -> None:
         """See `roster.Listener`."""
         self._tell(v.NodesJoined(slots))
@@ -222,12 +177,17 @@ class Supervisor:
             return
         ranks = self._ranks(self._roster.forget_node(name))
         if ranks:
-            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=self._first_sign)
+            at = self._breakage.first_sign
+            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=at)
         else:
             self._story.warn("node", cause.message)
         self._tell(v.NodeLost(name, cause))
-        if self._fencing is not None:
-            self._fencing.forget_node(name)
+        self._regroup.forget_node(name)
+
+    def head_lost(self, message: str) -> None:
+        """See `roster.Listener`."""
+        way_out = "The run goes on when it is submitted again, to a cluster that is there."
+        self._end = v.End("failed", Cause("resources", f"{message}. {way_out}"))
 
     def keeper_lost(self, name: str, cause: Cause) -> None:
         """See `roster.Listener`."""
@@ -237,8 +197,7 @@ class Supervisor:
         else:
             self._story.warn("node", cause.message)
         self._tell(v.KeeperLost(name, cause))
-        if self._fencing is not None:
-            self._fencing.forget_node(name)
+        self._regroup.forget_node(name)
 
     def worker_adopted(self, name: str) -> None:
         """See `roster.Listener`."""
@@ -246,8 +205,9 @@ class Supervisor:
 
     def node_leaves(self, name: str, deadline: float) -> None:
         """See `roster.Listener`."""
-        if name not in self._places and len(set(self._places)) == 1:  # it may be the only buddy
-            pair_keepers(self._fleet, self._places)
+        places = self._saving.places
+        if name not in places and len(set(places)) == 1:  # it may be the only buddy
+            pair_keepers(self._fleet, places)
         deadline = deadline or time.time() + self._config.elastic.preempt_grace_s
         self._tell(v.Leaving(f"node {name} is drained", deadline, node=name))
 
@@ -263,31 +223,20 @@ class Supervisor:
         handle = self._fleet.workers.get(name)
         if handle is None:
             return
-        pid = handle.info.pid if handle.info else 0
-        ranks = self._ranks({name})
-        if ranks:
-            self._story.fail(
-                kind,
-                cause,
-                generation=self._failed,
-                ranks=ranks,
-                node=handle.node,
-                pid=pid,
-                at=at or self._first_sign,
-                step=step,
-            )
+        if self._ranks({name}):
+            self._blame(kind, name, cause, at or self._breakage.first_sign, step)
         elif self._end is None:
+            pid = handle.info.pid if handle.info else 0
             self._story.warn("worker", f"{name} (pid {pid}, node {handle.node}): {cause.message}")
         self._roster.forget_worker(name)
         self._tell(v.WorkerDied(name, cause, step or self._story.step + 1))
-        if self._fencing is not None:
-            self._fencing.forget_worker(name)
+        self._regroup.forget_worker(name)
 
     def keeper_event(self, event: KeeperEvent) -> None:
         """See `roster.Listener`."""
         match event:
             case SnapshotHeld(header):
-                self._commit(header)
+                self.committed(header)
             case WorkerExited(worker) if worker in self._vigil.accused:
                 pass  # ended for its hang, which is told when its stacks are there
             case WorkerExited(worker, at, cause, _, step, phase):
@@ -307,16 +256,19 @@ class Supervisor:
         """See `roster.Listener`."""
         self._vigil.look(self._state)
 
-    def _commit(self, header: ShardHeader) -> None:
+    # ------------------------------------------------------------------------------------------ facts, from the group
+
+    def committed(self, header: ShardHeader) -> None:
+        """See `regroup.Owner`."""
         if not is_trusted(self._state.trusted, header.generation, header.step):
             return
         steps, first = self._story.commit(header)
         if first:
             for node in self._fleet.nodes.values():
                 node.keeper.release.remote(header.generation)
+            self._fleet.disown()
         for event in steps:
-            if event.step % self._config.checkpoint.every == 0 and self._fleet.nodes.keys() >= set(self._places):
-                self._make_durable(event.step, event.generation, self._places)
+            self._saving.committed(event)
             self._vigil.step(event.finished_at - event.begun_at)
             if self._interval.step(event.finished_at - event.begun_at, event.snapshot_stall_s):
                 self._order(event.generation, str(self._interval.every))
@@ -327,7 +279,8 @@ class Supervisor:
         if steps:
             self._vigil.name_straggler(self._state)
 
-    def _training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
+    def training_ended(self, worker: str, generation: int, outcome: Outcome) -> None:
+        """See `regroup.Owner`."""
         if generation != self._state.generation or not self._grouped:
             return
         cause = outcome.cause or Cause("unknown", outcome.kind)
@@ -335,7 +288,7 @@ class Supervisor:
             self._blame("oom" if cause.kind == "oom" else "user_error", worker, cause, outcome.at, outcome.step)
             self._tell(v.RankRaised(generation, worker, outcome.step, cause))
         elif outcome.kind == "peers_broken":
-            self._note_broken(cause, outcome.at)
+            self.broken(cause, outcome.at)
         elif outcome.kind == "paused":
             self._paused.add(worker)
             if self._paused >= set(self._state.members):  # a fence would cut off who is not there yet, and its step
@@ -344,27 +297,35 @@ class Supervisor:
             guilty = tuple(self._state.members[rank] for rank in outcome.guilty)
             for name in guilty or (None,):
                 self._blame("corrupted", name, cause, outcome.at, outcome.step)
-            if self._durable is not None:
-                self._durable.distrust(outcome.trusted_step)
+            self._saving.distrust(outcome.trusted_step)
             self._tell(v.StateCorrupted(generation, guilty, outcome.trusted_step, cause))
 
-    def _note_broken(self, cause: Cause, at: float | None = None) -> None:
-        if self._broken is None:
-            self._broken = at or time.time(), cause
-            used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
-            self._probe = Probe({name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes})
+    def broken(self, cause: Cause, at: float | None = None) -> None:
+        """See `regroup.Owner`."""
+        used = {self._fleet.workers[name].node for name in self._state.members if name in self._fleet.workers}
+        raylets = {name: self._fleet.nodes[name].raylet for name in used if name in self._fleet.nodes}
+        self._breakage.note(cause, at, raylets)
 
-    @property
-    def _first_sign(self) -> float | None:
-        """When the loss that is told now began to show, where something showed before."""
-        return self._broken[0] if self._broken is not None else None
+    def fenced(self, generation: int, point: v.RestorePoint) -> None:
+        """See `regroup.Owner`."""
+        self._tell(v.Fenced(generation, point))
+
+    def formed(self, generation: int) -> None:
+        """See `regroup.Owner`."""
+        self._vigil.begin(generation)
+        self._tell(v.Formed(generation))
+
+    def form_failed(self, worker: str | None, cause: Cause) -> None:
+        """See `regroup.Owner`."""
+        self._blame("engine_error", worker, cause)
+        self._tell(v.FormFailed(self._state.generation, worker, cause))
 
     def _blame(self, kind: str, worker: str | None, cause: Cause, at: float | None = None, step: int = 0) -> None:
         handle = self._fleet.workers.get(worker or "")
         self._story.fail(
             kind,
             cause,
-            generation=self._state.generation,
+            generation=self._failed,
             ranks=self._ranks({worker}) if worker else (),
             node=handle.node if handle else "",
             pid=handle.info.pid if handle and handle.info else 0,
@@ -381,13 +342,15 @@ class Supervisor:
             case v.StopWorker(name):
                 self._roster.forget_worker(name)
             case v.Fence():
-                self._fence(action)
+                self._breakage.clear()
+                self._paused.clear()
+                self._regroup.fence(action)
             case v.Form():
-                self._form(action)
+                self._regroup.form(action, frozenset(self._fired), self._interval.every)
             case v.Pause(generation):
                 self._order(generation, "pause")
             case v.Save():
-                self._save_restored()
+                self._saving.restored()
             case v.Readmit():
                 self._fleet.banned.clear()
             case v.ReleaseNode(name, alone_s):
@@ -404,157 +367,28 @@ class Supervisor:
         if rank_0 is not None and generation == self._state.generation:
             rank_0.actor.order.remote(generation, news)
 
-    def _fence(self, order: v.Fence) -> None:
-        self._broken = None
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
-        self._paused.clear()
-        if self._forming is not None:
-            self._forming.over = True
-            self._forming = None
-        self._phase_began = time.monotonic()
-        self._fencing = self._new_fencing(order, self._fenced)
-        self._fencing.start()
-
-    def _new_fencing(self, order: v.Fence, done: Callable[[Fencing], None]) -> Fencing:
-        return Fencing(
-            order=order,
-            fleet=self._fleet,
-            replies=self._replies,
-            quiet_timeout_s=QUIET_TIMEOUT_S,
-            lose_worker=self.worker_lost,
-            suspect=self._roster.suspect,
-            lose_node=self._roster.keeper_failed,
-            hear=lambda name, reply: self._roster.hear(self._fleet.nodes[name], reply.events),
-            held=self._commit,
-            done=done,
-        )
-
-    def _fenced(self, fencing: Fencing) -> None:
-        self._fencing = None
-        story = self._story
-        story.updated_step = max(story.updated_step, fencing.updated_step)
-        best = fencing.best()
-        if best is not None and best[0].step >= (self._durable.written_step if self._durable else -1):
-            state, shards = best
-            story.restore(RestoreFrom("memory", state.step, shards), self._layouts[state.generation])
-        else:
-            story.restore(*self._from_storage())
-        self._fence_s, self._phase_began = time.monotonic() - self._phase_began, time.monotonic()
-        point = v.RestorePoint(story.restored.source, story.restored.step)
-        self._tell(v.Fenced(fencing.order.generation, point))
-
-    def _from_storage(self) -> tuple[RestoreFrom, dict[str, Any] | None]:
-        def reject(step: int, uri: str, problem: str) -> None:
-            self._emit(CheckpointRejected(time.time(), step, uri, problem))
-
-        stored = self._store.take_newest({}, reject, lambda manifest: "")  # this attempt wrote or verified them
-        if stored is None:
-            return RestoreFrom("fresh", 0), None
-        self._story.commits.chains[stored.step] = stored.manifest.sample_chain
-        return RestoreFrom("durable", stored.step), dict(stored.manifest.layout)
-
-    def _form(self, order: v.Form) -> None:
-        self._place_s = time.monotonic() - self._phase_began
-        self._forming = Forming(
-            order=order,
-            config=self._config,
-            fleet=self._fleet,
-            replies=self._replies,
-            restore=self._story.restored,
-            fired=frozenset(self._fired),
-            snapshot_every=self._interval.every,
-            seen=self._story.commits.seen_before(order.restore.step + 1),
-            formed=self._formed,
-            failed=self._form_failed,
-            suspect=self._roster.suspect,
-            broken=self._note_broken,
-            ended=self._training_ended,
-        )
-        self._layouts[order.generation] = self._forming.layout.to_json()
-        self._forming.start()
-
-    def _formed(self, forming: Forming) -> None:
-        self._forming = None
-        if self._durable is None:
-            self._durable = DurableWriter(
-                self._config.run.name, self._store, forming.tensors, self._config.checkpoint.keep_last, self._emit
-            )
-        handles = [self._fleet.workers[name] for name in forming.order.workers]
-        members = tuple(
-            Member(rank, handle.name, handle.info.pid if handle.info else 0, handle.node)
-            for rank, handle in enumerate(handles)
-        )
-        self._places = [handle.node for handle in handles]
-        phases_s = {"fence": self._fence_s, "place": self._place_s, **forming.seconds}
-        self._story.begin(forming.order, self._layouts[forming.order.generation], members, phases_s)
-        self._vigil.begin(forming.order.generation)
-        self._tell(v.Formed(forming.order.generation))
-
-    def _form_failed(self, worker: str | None, cause: Cause) -> None:
-        self._forming = None
-        self._blame("engine_error", worker, cause)
-        self._tell(v.FormFailed(self._state.generation, worker, cause))
-
-    def _make_durable(self, step: int, generation: int, nodes: list[str]) -> None:
-        """Write the snapshot of this step, rank i's shard being with the keeper of nodes[i]."""
-        commits = self._story.commits
-        if self._durable is not None:
-            self._durable.request(
-                Due(
-                    generation=generation,
-                    step=step,
-                    world_size=len(nodes),
-                    keepers={rank: self._fleet.nodes[node].keeper for rank, node in enumerate(nodes)},
-                    layout=self._layouts[generation],
-                    scalars=commits.scalars[step],
-                    samples=cursor(step, self._config.train.global_batch),
-                    sample_chain=commits.chains[step],
-                    loss=commits.losses[step],
-                )
-            )
-
     def _release(self) -> None:
         for name in self._released.keys() & self._fleet.nodes.keys():
             self._roster.forget_node(name, self._released[name])
-            if self._fencing is not None:
-                self._fencing.forget_node(name)
+            self._regroup.forget_node(name)
         self._released.clear()
-
-    def _save_restored(self) -> None:
-        restored = self._story.restored
-        if restored.source == "memory" and restored.step in self._story.commits.losses:
-            generation = restored.shards[0].stored.header.generation
-            self._make_durable(restored.step, generation, [shard.stored.where for shard in restored.shards])
 
     # ------------------------------------------------------------------------------------------------------ ending
 
     def save_newest(self, timeout_s: float) -> bool:
         """Make the newest state in memory durable, whatever the workers do; whether storage has it now.
 
-        Nothing of the old generation counts any more after this.
+        Nothing of the old generation counts any more after this. Without the cluster's head there is little time.
         """
-        found: list[Fencing] = []
-        self._new_fencing(v.Fence(self._state.generation + 1, (), self._state.trusted), found.append).start()
-        deadline = time.monotonic() + timeout_s
-        while not found and time.monotonic() < deadline:
-            self._replies.wait(TICK_S)
-        best = found[0].best() if found else None
-        if best is None or self._durable is None:
-            return False
-        state, shards = best
-        self._durable.finish(deadline - time.monotonic())
-        if self._durable.written_step < state.step and state.step in self._story.commits.losses:
-            self._make_durable(state.step, state.generation, [shard.stored.where for shard in shards])
-            self._durable.finish(deadline - time.monotonic())
-        return self._durable.written_step >= state.step
+        deadline = time.monotonic() + (timeout_s if head_answers() else min(timeout_s, HEADLESS_S))
+        best = self._regroup.last_state(v.Fence(self._state.generation + 1, (), self._state.trusted), deadline)
+        return best is not None and self._saving.newest(best, deadline - time.monotonic())
 
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""
         ready = next(w for w in self._fleet.workers.values() if w.info is not None)
-        judged = ready.actor.evaluate.remote(self._config.run.storage, step, self._state.micro_batch)
-        evaluation: Evaluation = ray.get(judged)
+        storage = self._config.run.storage
+        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(storage, step, self._state.micro_batch))
         return evaluation
 
     def show(self, status: RunState) -> None:

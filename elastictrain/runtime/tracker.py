@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.events import Event, Warned
 from elastictrain.runtime.home import RunHome
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
@@ -57,6 +61,32 @@ class Tracker:
                 return {c.step: c.sha256 for c in self._deliverer.checkpoints() if not c.removed}
             except TrackingUnavailableError:
                 return None
+
+
+class TrackingWatch:
+    """Tells once when MLflow can't be reached; `look` is called often, and waits for nothing."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.tracker: Any = None
+        self._emit = emit
+        self._asked_at = 0.0
+        self._answer: Any = None
+        self._told = False
+
+    def look(self) -> None:
+        """Ask the tracker how its last delivery went, or hear what it says."""
+        if self.tracker is None or self._told:
+            return
+        if self._answer is None:
+            if time.monotonic() > self._asked_at + 2.0:
+                self._asked_at, self._answer = time.monotonic(), self.tracker.problem.remote()
+        elif ray.wait([self._answer], timeout=0)[0]:
+            answer, self._answer = self._answer, None
+            with suppress(RayError):
+                if problem := ray.get(answer):
+                    self._told = True
+                    words = f"MLflow takes nothing for now ({problem}): training goes on, and the journal keeps it"
+                    self._emit(Warned(time.time(), "tracking", words))
 
 
 def tracking_uri(config: TrainConfig, home: RunHome) -> str:

@@ -52,6 +52,13 @@ class ProcessWatch:
             self._poll.register(fd, select.POLLIN)
         os.write(self._wake_write, b"\0")
 
+    def kill(self) -> None:
+        """SIGKILL every process that is watched; each is told of when it is gone."""
+        with self._lock:
+            for fd in self._keys:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+
     def close(self) -> None:
         """Stop watching and join the thread."""
         self._closed = True

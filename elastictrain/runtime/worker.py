@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Worker:
 
     def _enlist(self, keeper: Any) -> None:
         self._keeper = keeper
-        board, self._commit_at = ray.get(keeper.enlist.remote(self._worker, os.getpid()))
+        board, self._commit_at = ray.get(keeper.enlist.remote(self._worker, os.getpid(), self._token))
         self._board.move(Arena.open(board).buffer)
         self._stacks = open(f"/proc/{board.pid}/fd/{board.fd}", "r+b", buffering=0)  # noqa: SIM115 - open for life
         self._stacks.seek(STACKS_AT)
@@ -112,6 +113,8 @@ class Worker:
         if generation < self._fenced:
             return Outcome("aborted", step, at)
         if isinstance(error, StateCorruptedError):
+            with suppress(RayError):  # whatever becomes of the driver; a keeper that is gone has no state to distrust
+                ray.get(self._keeper.distrust.remote(generation, error.trusted_step))
             cause = Cause("corrupted", str(error))
             return Outcome("corrupted", step, at, cause, error.ranks, error.trusted_step)
         text = "".join(traceback.format_exception(error))

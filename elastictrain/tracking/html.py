@@ -14,7 +14,7 @@ from string import Template
 from typing import Any
 
 from elastictrain.tracking.chart import loss_chart
-from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text, skip_text
+from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text, skip_text, who_text
 
 Report = dict[str, Any]
 
@@ -157,8 +157,7 @@ def _failures(report: Report) -> str:
         what += f'<br><span class="quiet">{escape(failure["kind"].replace("_", " "))}</span>'
         if cause["traceback"]:
             what += f"<details><summary>traceback</summary><pre>{escape(cause['traceback'])}</pre></details>"
-        ranks = ", ".join(map(str, failure["ranks"]))
-        where = f"rank {ranks}<br><span class='quiet'>pid {failure['pid']} on {escape(failure['node'])}</span>"
+        where = f"{who_text(failure)}<br><span class='quiet'>pid {failure['pid']} on {escape(failure['node'])}</span>"
         rows.append(
             (
                 seconds_text(failure["at_s"]),

@@ -15,6 +15,7 @@ from itertools import pairwise
 from math import fsum, inf
 
 from elastictrain.events import (
+    DRIVER_LOST,
     CheckpointWritten,
     Evaluated,
     Event,
@@ -74,13 +75,20 @@ class Attempt:
 
 
 def split_attempts(events: Iterable[Event], now: float | None = None) -> list[Attempt]:
-    """The attempts in order. With `now`, an unended last attempt is taken to be running at that time."""
+    """The attempts in order. With `now`, an unended last attempt is taken to be running at that time.
+
+    A step that is told before an attempt's first generation was done in an earlier one, whose driver did not live to
+    tell: it counts there.
+    """
     groups: list[list[Event]] = []
+    trained = 0
     for event in events:
         if isinstance(event, RunStarted):
             groups.append([])
+        elif isinstance(event, GenerationStarted):
+            trained = len(groups) - 1
         if groups:
-            groups[-1].append(event)
+            groups[trained if isinstance(event, StepCommitted) else -1].append(event)
     attempts = [Attempt(tuple(g), g[0].at, max(_latest(e) for e in g)) for g in groups]
     if now is not None and attempts and attempts[-1].ending is None:
         last = attempts[-1]
@@ -111,7 +119,7 @@ def _latest(event: Event) -> float:
 def _spans(attempt: Attempt, undone: set[int]) -> Iterator[Span]:
     """Every claim of one attempt's events on its time."""
     steps = [e for e in attempt.events if isinstance(e, StepCommitted)]
-    failures = [e for e in attempt.events if isinstance(e, FailureDetected)]
+    failures = [e for e in attempt.events if isinstance(e, FailureDetected) and e.kind != DRIVER_LOST]  # that is `down`
     generations = [e for e in attempt.events if isinstance(e, GenerationStarted)]
     evaluations = [e for e in attempt.events if isinstance(e, Evaluated)]
     first_step_at = min((s.begun_at for s in steps), default=attempt.ended_at)

@@ -81,8 +81,8 @@ class Lineage:
         elif isinstance(event, FailureDetected):
             self._open_failures.append(event)
             batch.metrics.append(_point("ft/detected_s", event.detected_at - event.at, event.detected_at, event.step))
-            ranks = ", ".join(map(str, event.ranks))
-            what = f"step {event.step}, rank {ranks}: {event.kind}: {event.cause.message}"
+            who = f", rank {', '.join(map(str, event.ranks))}" if event.ranks else ""
+            what = f"step {event.step}{who}: {event.kind}: {event.cause.message}"
             batch.tags["elastictrain.last_failure"] = cut(redact(what))
         elif isinstance(event, Recovered):
             batch.metrics += self._recovery_points(event)

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from elastictrain.events import (
+    DRIVER_LOST,
     Cause,
     CheckpointFailed,
     CheckpointRejected,
@@ -53,7 +54,8 @@ def build_report(events: Sequence[Event], now: float | None = None) -> dict[str,
     status = ending.status if ending else "interrupted" if now is None else "running"
     steps = committed_steps(run).standing
     failures = [f for attempt in attempts for f in _failures(attempt, begun_at)]
-    recoveries_s = [f["recovered_s"] for f in failures if f["recovered_s"] is not None]
+    healed = [f for f in failures if f["recovered_s"] is not None and f["kind"] != DRIVER_LOST]  # not by itself
+    recoveries_s = [f["recovered_s"] for f in healed]
     ledger = goodput(run, now)
     return {
         "version": REPORT_VERSION,
@@ -207,15 +209,19 @@ def _lost_steps(attempts: Sequence[Attempt]) -> int:
     lost = 0
     last_step = 0
     for attempt in attempts:
-        resuming = True
+        resuming, driver_lost, undone = True, False, 0
         for event in attempt.events:
-            if isinstance(event, GenerationStarted):
-                lost += max(last_step - event.first_step + 1, 0) if resuming else 0
+            if isinstance(event, FailureDetected) and event.kind == DRIVER_LOST:
+                driver_lost = True
+            elif isinstance(event, GenerationStarted):
+                undone = max(last_step - event.first_step + 1, 0) if resuming else undone
+                lost += undone if resuming else 0
                 last_step, resuming = event.first_step - 1, False
             elif isinstance(event, StepCommitted):
                 last_step = event.step
             elif isinstance(event, Recovered):
-                lost += event.lost_steps
+                lost += max(event.lost_steps - undone, 0) if driver_lost else event.lost_steps
+                driver_lost = False
     return lost
 
 

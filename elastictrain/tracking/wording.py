@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from elastictrain.events import DRIVER_LOST
+
 
 def seconds_text(seconds: float | None) -> str:
     """A duration in the unit that fits: '12 ms', '0.45 s', '3 min 20 s', '2 h 5 min'; a dash for None."""
@@ -45,3 +47,10 @@ def bytes_text(num_bytes: float) -> str:
 def count_text(number: int, noun: str) -> str:
     """'1 step', '2,000 steps'."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def who_text(failure: dict[str, Any]) -> str:
+    """Who failed, of a report's failure: 'rank 1', 'rank 0, 1', 'the driver', or 'all ranks' where it is nobody's."""
+    if failure["ranks"]:
+        return "rank " + ", ".join(map(str, failure["ranks"]))
+    return "the driver" if failure["kind"] == DRIVER_LOST else "all ranks"

@@ -286,3 +286,15 @@ def test_close_leaves_no_thread_and_no_descriptor(vault: Vault, state) -> None:
         client.close()
         client.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_new_token_ends_every_connection_of_before(server: ReplicaServer, client: ReplicaClient, state) -> None:
+    index = state.index(0, 1)
+    client.put(state.header(index, 0, 1, 1), index, memoryview(state.shard(index)))
+    server.rekey(b"n" * 32)
+    with pytest.raises(InfrastructureError):
+        client.put(state.header(index, 0, 1, 2), index, memoryview(state.shard(index)))
+    with pytest.raises(InfrastructureError, match="do not hold the same token"):
+        ReplicaClient(server.address, TOKEN, timeout_s=5)
+    with ReplicaClient(server.address, b"n" * 32, timeout_s=5) as successor:
+        successor.put(state.header(index, 0, 1, 2), index, memoryview(state.shard(index)))

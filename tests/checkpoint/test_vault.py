@@ -106,6 +106,15 @@ def test_fenced_generations_are_read_and_not_written() -> None:
     Worker(vault, generation=2).snapshot(2)
 
 
+def test_who_takes_over_learns_of_the_newest_generation() -> None:
+    vault = Vault("a")
+    assert vault.newest_generation == 0
+    put(vault, 1, generation=3)
+    assert vault.newest_generation == 3
+    vault.fence(7)
+    assert vault.newest_generation == 7
+
+
 def test_damage_is_left_out_and_reported_but_the_next_copy_in_progress_is_not_damage() -> None:
     reported: list[ShardHeader] = []
     vault = Vault("a", reported.append)

@@ -301,6 +301,23 @@ def test_below_min_workers_it_waits_then_says_why_it_gave_up() -> None:
     assert "elastic.min_workers" in str(world.end.cause)
 
 
+def test_a_keeper_that_is_lost_while_the_next_group_gathers_is_not_read_from() -> None:
+    """The state to go on from may have been there: whoever else holds it is found by another look."""
+    world = running(world_sizes=(2,), standby=0, a=1, b=1)
+    world.kill(world.group[0])
+    world.settle()
+    assert world.state.phase == "gathering"
+    generation, strikes = world.state.generation, world.state.strikes
+    world.lose_keeper("b")
+    assert (world.state.phase, world.state.generation) == ("fencing", generation + 1)
+    for _ in range(6):
+        world.settle()
+        world.warm()
+        world.train()
+    assert world.state.phase == "running"
+    assert strikes == 1, "it is no failure of its own"
+
+
 def test_the_same_exception_at_the_same_step_ends_the_run() -> None:
     world = running()
     bug = Cause("exception", "ValueError: bad", "Traceback ...", "ValueError")

@@ -71,3 +71,15 @@ def test_many_deaths_at_once_are_told_once_each(watched: tuple[ProcessWatch, Dea
     assert sorted(key for key, _, _ in told) == ["0", "1", "2", "3", "4"]
     assert {cause.message for _, _, cause in told} == {"SIGKILL"}
     assert deaths.empty()
+
+
+def test_all_that_are_watched_can_be_ended(watched: tuple[ProcessWatch, Deaths]) -> None:
+    watch, deaths = watched
+    processes = {name: start("pass") for name in ("a", "b")}
+    for name, process in processes.items():
+        watch.add(name, process.pid)
+    watch.kill()
+    for process in processes.values():
+        process.communicate()
+    found = {name: cause for name, _, cause in (deaths.get(timeout=10) for _ in processes)}
+    assert found == dict.fromkeys(processes, Cause("signal", "SIGKILL"))

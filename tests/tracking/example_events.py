@@ -159,6 +159,25 @@ class Story:
         self.tell(Recovered(self.clock, self.generation_index, first_step, lost, "memory", "bit_exact"))
         return self
 
+    def inherit(self, down_s: float = 20.0, untold: int = 2, lost: int = 1, startup_s: float = 4.0) -> Story:
+        """The driver is killed, `untold` steps after the last that it told of, and the next one resumes from memory."""
+        died_at, step = self.clock, self.step
+        kept = len(self.events)
+        self.steps(untold)
+        steps, self.events = self.events[kept:], self.events[:kept]
+        self.wait(down_s).start(startup_s)
+        cause = Cause("unknown", "the driver went without a word")
+        died = FailureDetected(
+            died_at, self.clock, self.generation_index, "driver_lost", (), "example", 77, cause, step + 1
+        )
+        self.tell(died)
+        self.events += steps
+        self.generation(self.world_size, self.step + 1, cause="resume")
+        first_step = self.step + 1
+        self.steps(1)
+        self.tell(Recovered(self.clock, self.generation_index, first_step, lost, "memory", "bit_exact"))
+        return self
+
     def checkpoint(self, removed: bool = False) -> Story:
         uri = f"runs/{self.run}/checkpoints/step-{self.step:08d}"
         self.tell(

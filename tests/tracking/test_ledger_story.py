@@ -67,6 +67,13 @@ def test_a_resume_from_a_checkpoint_turns_later_steps_into_lost_and_the_gap_into
     expect(ledger, startup=10, compute=3, lost=2.5, down=30.01, idle=9 * 0.01)
 
 
+def test_steps_that_the_next_driver_tells_of_count_where_they_were_done() -> None:
+    story = Story().start(6).generation().steps(10, step_s=0.5).inherit(down_s=30, untold=2, startup_s=4)
+    ledger = goodput(quiet(story).events)
+    # down from the end of the last step that was done; the driver's death costs nothing beside that
+    expect(ledger, startup=10, compute=13 * 0.5, down=30.01, idle=11 * 0.01 + 0.01)
+
+
 def test_a_failure_during_a_recovery_prolongs_it() -> None:
     story = Story().start(6).generation().steps(2, step_s=0.5).kill(partial_s=0.2, detect_s=0.05)
     story.wait(0.3).kill(partial_s=0.0, detect_s=0.1).recover(recovery_s=0.4, step_s=0.5)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from example_events import START_AT, Story, full_story
 
-from elastictrain.events import Cause, CheckpointWritten, RunStarted, Skip
+from elastictrain.events import Cause, CheckpointWritten, FailureDetected, Recovered, RunStarted, Skip
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.report import REPORT_VERSION, build_report
 
@@ -71,6 +71,32 @@ def test_failures_count_from_the_fault() -> None:
 def test_lost_steps_count_recoveries_and_resumes() -> None:
     # two steps in flight, and steps 101 to 130 that the resume went back behind
     assert build_report(full_story().events)["lost_steps"] == 2 + 30
+
+
+def test_a_driver_that_died_is_a_failure_healed_by_the_next_one() -> None:
+    story = Story().start().generation().steps(10).kill().recover().steps(9).inherit(untold=2, lost=1).end()
+    report = build_report(story.events)
+    check_invariants(report)
+    assert report["steps"] == 23
+    assert [a["status"] for a in report["attempts"]] == [None, "complete"]
+    killed, driver = report["failures"]
+    assert (driver["kind"], driver["ranks"], driver["pid"]) == ("driver_lost", [], 77)
+    assert (driver["lost_steps"], driver["source"]) == (1, "memory")
+    assert report["lost_steps"] == killed["lost_steps"] + 1
+    assert report["median_recovery_s"] == killed["recovered_s"], "that somebody was slow to submit again is not counted"
+
+
+def test_steps_lost_with_the_driver_count_once() -> None:
+    """Three steps on record and one that was not are done again: all four belong to the driver's death."""
+    story = Story().start().generation().steps(10).wait(9).start()
+    cause = Cause("unknown", "gone")
+    story.tell(FailureDetected(story.clock - 9, story.clock, 1, "driver_lost", (), "example", 77, cause, 11))
+    story.generation(first_step=8, cause="resume").steps(1)
+    story.tell(Recovered(story.clock, 2, 8, 4, "durable", "bit_exact"))
+    story.kill().recover(lost=1)
+    report = build_report(story.events)
+    assert [f["lost_steps"] for f in report["failures"]] == [4, 1]
+    assert report["lost_steps"] == 5
 
 
 def test_a_loss_of_a_rolled_back_step_is_the_one_that_counts() -> None:

@@ -157,6 +157,28 @@ class ParallelSection(_Section):
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3)."""
 
 
+class BudgetSection(_Section):
+    """Failures in a row, with no new step between them, that a run survives, by cause. None: elastic.max_failures."""
+
+    user: int | None = Field(default=None, ge=0)
+    """Exceptions in the model's or data's code. The same one twice at the same step ends the run whatever this says."""
+    crash: int | None = Field(default=None, ge=0)
+    """Processes that end by themselves: an exit code, SIGSEGV, SIGABRT."""
+    machine: int | None = Field(default=None, ge=0)
+    """Processes that are killed, and nodes and keepers that are lost. None: ten times elastic.max_failures."""
+    hang: int | None = Field(default=None, ge=0)
+    """Ranks that make no progress."""
+    corruption: int | None = Field(default=None, ge=0)
+    """Memory that changed by itself."""
+    engine: int | None = Field(default=None, ge=0)
+    """Groups that can't be formed, and collectives that break while nobody is known to be dead."""
+    memory: int | None = Field(default=None, ge=0)
+    """Workers that the kernel or Ray kills for the node's memory; and lacks of memory at micro-batch 1."""
+    start: int | None = Field(default=None, ge=0)
+    """Workers that die before they are warm, with none coming up between them. The run ends only where it can't train
+    without; else it starts no more for ten minutes."""
+
+
 class ElasticSection(_Section):
     """How many workers, and what failures cost."""
 
@@ -167,7 +189,15 @@ class ElasticSection(_Section):
     standby: int = Field(default=1, ge=0)
     """Warm spare workers: imported, engine code loaded, waiting for a rank."""
     max_failures: int = Field(default=3, ge=0)
-    """Failures in a row, with no step committed between them, after which the run ends."""
+    """Failures of one cause in a row that the run survives, with no new step between them; see `budgets`. A run that
+    gets on is never ended by failures."""
+    budgets: BudgetSection = BudgetSection()
+    """Other limits for single causes."""
+    backoff_s: float = Field(default=1.0, ge=0)
+    """Pause before the restart after the third failure in a row with no new step; it doubles with each further one.
+    The first two restarts never wait."""
+    max_backoff_s: float = Field(default=30.0, ge=0)
+    """The longest such pause."""
     hang_patience_s: float = Field(default=3, gt=0)
     """A rank that makes no progress for so long, and for 10 of the run's longest recent steps, is replaced."""
     straggler: Literal["report", "replace", "ignore"] = "report"

@@ -482,5 +482,5 @@ def _error(cause: Cause) -> ElasticTrainError:
     if cause.kind == "bad_loss":
         return BadLossError(cause.message)
     if cause.kind == "exception":
-        return UserCodeError(f"{cause.traceback.rstrip() or cause.message}\n\nThe run ended because of this exception.")
+        return UserCodeError(f"{cause.traceback.rstrip()}\n\nThe run ended: {cause.message}".lstrip())
     return InfrastructureError(f"{cause.message}")

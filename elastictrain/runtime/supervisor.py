@@ -16,6 +16,7 @@ import ray
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control import vocabulary as v
+from elastictrain.control.budget import Budgets
 from elastictrain.control.interval import SnapshotInterval
 from elastictrain.control.loss_guard import Seen
 from elastictrain.control.machine import advance, begin
@@ -136,7 +137,7 @@ class Supervisor:
             steps=train.steps,
             world_sizes=sizes,
             standby=elastic.standby,
-            max_failures=elastic.max_failures,
+            budgets=Budgets.of(elastic),
             replace_timeout_s=elastic.replace_timeout_s,
             wait_timeout_s=elastic.wait_timeout_s,
             unreserved_standby=not self._fleet.on_gpus,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -319,6 +319,10 @@ class TrainConfig(_Section):
                 )
         return self
 
+    def late_faults(self) -> list[tuple[int, Fault]]:
+        """Planned faults (with their number) whose step is after the last: a shorter rehearsal of a longer run."""
+        return [(number, fault) for number, fault in enumerate(self.faults) if fault.at > self.train.steps]
+
     def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
         """The layout at this world size; raises ConfigError with the arithmetic when there is none.
 
@@ -481,11 +485,37 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+_WORDS = {
+    "missing": "is missing",
+    "tuple_type": "must be a list",
+    "model_type": "must be a section of fields, such as {example}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_type": "must be text",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "finite_number": "must be a finite number",
+}
+"""Pydantic's types of errors, in the words of this project."""
+
+
 def _explain(error: ValidationError, where: str) -> str:
-    lines: Iterable[str] = (
-        f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
-        if e["loc"] and e["type"] != "value_error"
-        else e["msg"].removeprefix("Value error, ")
-        for e in error.errors()
-    )
+    lines: list[str] = []
+    for e in error.errors():
+        if not e["loc"] or e["type"] == "value_error":
+            lines.append(e["msg"].removeprefix("Value error, "))
+            continue
+        field = ".".join(map(str, e["loc"]))
+        example = "{at: 50, rank: 1, kind: kill}" if e["loc"][0] == "faults" else "{field: value}"
+        words = _WORDS.get(e["type"], e["msg"]).format(example=example, **e.get("ctx", {}))
+        lines.append(f"{field} {words}" if e["type"] == "missing" else f"{field} = {e['input']!r}: {words}")
     return f"{where}: " + "; ".join(lines)

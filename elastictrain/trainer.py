@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -48,7 +48,7 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
-from elastictrain.progress import ProgressListener
+from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.cluster import connected
 from elastictrain.runtime.durable import as_written
 from elastictrain.runtime.fleet import Fleet
@@ -58,12 +58,13 @@ from elastictrain.runtime.supervisor import StartPoint, Supervisor
 from elastictrain.runtime.tracker import start_tracker, tracking_uri
 from elastictrain.status import Status
 from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
-from elastictrain.tracking.deliver import Deliverer
+from elastictrain.tracking.deliver import Deliverer, is_delivered
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.in_force import micro_batch_in_force
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
+from elastictrain.tracking.wording import count_text
 from elastictrain.workloads import build_workload, check_model_folder
 
 SAVE_TIMEOUT_S = 600.0
@@ -75,6 +76,8 @@ _STILL_SMALLER = (
     "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
     "Another train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
 )
+_TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
+_AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""
 
@@ -102,9 +105,10 @@ class Result:
 class ElasticTrainer:
     """Trains the run that the config describes, or continues it from where it stands."""
 
-    def __init__(self, config: TrainConfig, *, progress: ProgressListener | None = None) -> None:
+    def __init__(self, config: TrainConfig, *, progress: ProgressListener | Literal["lines"] | None = "lines") -> None:
+        """`progress` hears what happens; "lines" prints it, a line for each notable event; None is silent."""
         self.config = settled(config)
-        self._progress = progress
+        self._progress = PlainLines(sys.stdout) if progress == "lines" else progress
 
     def fit(self) -> Result:
         """Train to the end, or until a stop is asked for (SIGTERM, SIGINT).
@@ -151,6 +155,8 @@ class ElasticTrainer:
         live = self._live(attempt, begun_at, show)
         emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), _environment()))
         live.publish(None, None, {}, force=True)
+        for number, fault in config.late_faults():
+            emit(Warned(time.time(), "faults", _TOO_LATE.format(number, fault.kind, fault.at, config.train.steps)))
         run_id = None
         try:
             with connected(config) as cluster:
@@ -245,6 +251,10 @@ class ElasticTrainer:
         if attempt > 1:
             recorded = ray.get(tracker.recorded.remote())
             found = newest_usable(earlier, recorded, store, emit)
+        done, kept = _steps_done(earlier), found.step if found else 0
+        if done > kept:
+            place = f"the checkpoint of step {kept}" if found else "its beginning"
+            emit(Warned(time.time(), "resume", _AGAIN.format(place, count_text(done - kept, "step"), done)))
         if found is None:
             return StartPoint(RestorePoint("fresh", 0), EMPTY_CHAIN, None, generation, fired, micro_batch)
         restore = RestorePoint("durable", found.step)
@@ -307,13 +317,16 @@ class ElasticTrainer:
     def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
         path = self._home.folder / "report.html"
         try:
-            path.write_text(render_html(build_report(events)), encoding="utf-8")
+            path.write_text(render_html(self._report(events)), encoding="utf-8")
         except OSError as error:
             message = f"can't write {path}: {error.strerror}. `elastictrain report --html` writes it elsewhere."
             emit(Warned(time.time(), "report", message))
 
+    def _report(self, events: list[Event]) -> dict[str, Any]:
+        return build_report(events, delivered=is_delivered(self._home.folder))
+
     def _result(self, events: list[Event], run_id: str | None) -> Result:
-        report = build_report(events)
+        report = self._report(events)
         kept = [c for c in report["checkpoints"] if not c["removed"]]
         metrics = {f"perf/{key}": value for key, value in report["throughput"].items()}
         metrics["goodput/ratio"] = report["goodput"]["ratio"]
@@ -345,7 +358,7 @@ def newest_usable(
     CheckpointError when there are checkpoints and none can be used.
     """
     if recorded is None:
-        emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
+        emit(Warned(time.time(), "resume", "MLflow can't be asked which checkpoint to use: the journal decides"))
         recorded = written_checkpoints(earlier)
 
     def reject(step: int, uri: str, problem: str) -> None:

@@ -202,6 +202,8 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
         "MLflow",
         f"{sys.executable} -m mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
     ]
+    result.mlflow_uri = "https://me:secret@tracking.example:5000"
+    assert summary(result).splitlines()[-1].split() == ["MLflow", "https://***@tracking.example:5000"]  # type: ignore[arg-type]
 
 
 # checkpoints

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -157,6 +157,28 @@ class ParallelSection(_Section):
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3)."""
 
 
+class BudgetSection(_Section):
+    """Failures in a row, with no new step between them, that a run survives, by cause. None: elastic.max_failures."""
+
+    user: int | None = Field(default=None, ge=0)
+    """Exceptions in the model's or data's code. The same one twice at the same step ends the run whatever this says."""
+    crash: int | None = Field(default=None, ge=0)
+    """Processes that end by themselves: an exit code, SIGSEGV, SIGABRT."""
+    machine: int | None = Field(default=None, ge=0)
+    """Processes that are killed, and nodes and keepers that are lost. None: ten times elastic.max_failures."""
+    hang: int | None = Field(default=None, ge=0)
+    """Ranks that make no progress."""
+    corruption: int | None = Field(default=None, ge=0)
+    """Memory that changed by itself."""
+    engine: int | None = Field(default=None, ge=0)
+    """Groups that can't be formed, and collectives that break while nobody is known to be dead."""
+    memory: int | None = Field(default=None, ge=0)
+    """Workers that the kernel or Ray kills for the node's memory; and lacks of memory at micro-batch 1."""
+    start: int | None = Field(default=None, ge=0)
+    """Workers that die before they are warm, with none coming up between them. The run ends only where it can't train
+    without; else it starts no more for ten minutes."""
+
+
 class ElasticSection(_Section):
     """How many workers, and what failures cost."""
 
@@ -167,7 +189,15 @@ class ElasticSection(_Section):
     standby: int = Field(default=1, ge=0)
     """Warm spare workers: imported, engine code loaded, waiting for a rank."""
     max_failures: int = Field(default=3, ge=0)
-    """Failures in a row, with no step committed between them, after which the run ends."""
+    """Failures of one cause in a row that the run survives, with no new step between them; see `budgets`. A run that
+    gets on is never ended by failures."""
+    budgets: BudgetSection = BudgetSection()
+    """Other limits for single causes."""
+    backoff_s: float = Field(default=1.0, ge=0)
+    """Pause before the restart after the third failure in a row with no new step; it doubles with each further one.
+    The first two restarts never wait."""
+    max_backoff_s: float = Field(default=30.0, ge=0)
+    """The longest such pause."""
     hang_patience_s: float = Field(default=3, gt=0)
     """A rank that makes no progress for so long, and for 10 of the run's longest recent steps, is replaced."""
     straggler: Literal["report", "replace", "ignore"] = "report"
@@ -291,6 +321,10 @@ class TrainConfig(_Section):
                     f"{self.elastic.max_workers} the highest rank is {self.elastic.max_workers - 1}"
                 )
         return self
+
+    def late_faults(self) -> list[tuple[int, Fault]]:
+        """Planned faults (with their number) whose step is after the last: a shorter rehearsal of a longer run."""
+        return [(number, fault) for number, fault in enumerate(self.faults) if fault.at > self.train.steps]
 
     def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
         """The layout at this world size; raises ConfigError with the arithmetic when there is none.
@@ -454,11 +488,37 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+_WORDS = {
+    "missing": "is missing",
+    "tuple_type": "must be a list",
+    "model_type": "must be a section of fields, such as {example}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_type": "must be text",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "finite_number": "must be a finite number",
+}
+"""Pydantic's types of errors, in the words of this project."""
+
+
 def _explain(error: ValidationError, where: str) -> str:
-    lines: Iterable[str] = (
-        f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
-        if e["loc"] and e["type"] != "value_error"
-        else e["msg"].removeprefix("Value error, ")
-        for e in error.errors()
-    )
+    lines: list[str] = []
+    for e in error.errors():
+        if not e["loc"] or e["type"] == "value_error":
+            lines.append(e["msg"].removeprefix("Value error, "))
+            continue
+        field = ".".join(map(str, e["loc"]))
+        example = "{at: 50, rank: 1, kind: kill}" if e["loc"][0] == "faults" else "{field: value}"
+        words = _WORDS.get(e["type"], e["msg"]).format(example=example, **e.get("ctx", {}))
+        lines.append(f"{field} {words}" if e["type"] == "missing" else f"{field} = {e['input']!r}: {words}")
     return f"{where}: " + "; ".join(lines)

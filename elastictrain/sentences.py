@@ -96,7 +96,9 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             beside = f"gzip -9: {event.gzip_bits_per_byte:.3f}"
             return f"{_step(event.step)}validation: {event.bits_per_byte:.3f} bits per byte ({beside})"
         case RunEnded():
-            why = f": {event.cause.message}" if event.cause else ""
+            # what the driver itself raised is told by whoever catches it
+            raised = event.cause is not None and event.cause.kind == "exception" and not event.cause.traceback
+            why = f": {event.cause.message}" if event.cause and not raised else ""
             return f"{_step(event.step)}run {event.status}{why}"
         case _:
             return None

@@ -69,8 +69,9 @@ class Storage:
             self.write_atomic(probe, bytes(_PROBE_BYTES))
             self.delete(probe)
         except OSError as error:
+            reason = _without(probe, _reason(error))
             raise ConfigError(
-                f"run.storage {self.uri} can't be written: {_reason(error)}. Make it writable and free at least "
+                f"run.storage {self.uri} can't be written: {reason}. Make it writable and free at least "
                 f"1 MiB there, or set run.storage to another folder or URI."
             ) from None
 
@@ -175,6 +176,11 @@ def _sync_folder(folder: Path) -> None:
 def _public(text: str) -> str:
     """A URI, or a message that quotes one, without its user part and options."""
     return re.sub(r"://[^/\s'\"]*@", "://", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
+
+
+def _without(name: str, text: str) -> str:
+    """The text without the paths that hold this name: a file that the user never heard of."""
+    return re.sub(rf"\s*\([^()]*{name}[^()]*\)|['\"]?[^\s'\"()]*{name}[^\s'\"()]*['\"]?", "", text)
 
 
 def _reason(error: Exception) -> str:

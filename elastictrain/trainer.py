@@ -7,11 +7,12 @@ storage, lock, config of the run -> corpus -> cluster -> token shards -> supervi
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -33,7 +34,7 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
-from elastictrain.progress import ProgressListener
+from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.cluster import connected, head_answers
 from elastictrain.runtime.environment import environment
 from elastictrain.runtime.estate import end_orphans
@@ -45,11 +46,12 @@ from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
 from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_uri
 from elastictrain.status import Status
-from elastictrain.tracking.deliver import Deliverer
+from elastictrain.tracking.deliver import Deliverer, is_delivered
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.report import build_report
+from elastictrain.tracking.wording import count_text
 from elastictrain.workloads import build_workload, check_model_folder
 
 SAVE_TIMEOUT_S = 600.0
@@ -58,6 +60,9 @@ HEADLESS_FLUSH_S = 3.0
 _UNDELIVERED = (
     "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
 )
+_TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
+_AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
+_PLACES = {"fresh": "its beginning", "durable": "the checkpoint of step {}", "memory": "step {} in memory"}
 DATA_FOLDER = "_data"
 """Of the storage: no run's name begins with an underscore."""
 
@@ -85,9 +90,10 @@ class Result:
 class ElasticTrainer:
     """Trains the run that the config describes, or continues it from where it stands."""
 
-    def __init__(self, config: TrainConfig, *, progress: ProgressListener | None = None) -> None:
+    def __init__(self, config: TrainConfig, *, progress: ProgressListener | Literal["lines"] | None = "lines") -> None:
+        """`progress` hears what happens; "lines" prints it, a line for each notable event; None is silent."""
         self.config = settled(config)
-        self._progress = progress
+        self._progress = PlainLines(sys.stdout) if progress == "lines" else progress
 
     def fit(self) -> Result:
         """Train to the end, or until a stop is asked for (SIGTERM, SIGINT).
@@ -134,6 +140,8 @@ class ElasticTrainer:
         live = self._live(attempt, begun_at, show)
         emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), environment()))
         live.publish(None, None, {}, force=True)
+        for number, fault in config.late_faults():
+            emit(Warned(time.time(), "faults", _TOO_LATE.format(number, fault.kind, fault.at, config.train.steps)))
         run_id = None
         try:
             with connected(config) as cluster:
@@ -227,6 +235,10 @@ class ElasticTrainer:
         start = start_point(self.config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
         if start.restore.source != "memory":
             fleet.disown()
+        done, restored = _steps_done(earlier), start.restore
+        if done > restored.step:
+            place, again = _PLACES[restored.source].format(restored.step), count_text(done - restored.step, "step")
+            emit(Warned(time.time(), "resume", _AGAIN.format(place, again, done)))
         return start
 
     def _evaluate(self, supervisor: Supervisor, emit: Callable[[Event], None]) -> None:
@@ -283,13 +295,16 @@ class ElasticTrainer:
     def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
         path = self._home.folder / "report.html"
         try:
-            path.write_text(render_html(build_report(events)), encoding="utf-8")
+            path.write_text(render_html(self._report(events)), encoding="utf-8")
         except OSError as error:
             message = f"can't write {path}: {error.strerror}. `elastictrain report --html` writes it elsewhere."
             emit(Warned(time.time(), "report", message))
 
+    def _report(self, events: list[Event]) -> dict[str, Any]:
+        return build_report(events, delivered=is_delivered(self._home.folder))
+
     def _result(self, events: list[Event], run_id: str | None) -> Result:
-        report = build_report(events)
+        report = self._report(events)
         kept = [c for c in report["checkpoints"] if not c["removed"]]
         metrics = {f"perf/{key}": value for key, value in report["throughput"].items()}
         metrics["goodput/ratio"] = report["goodput"]["ratio"]
@@ -352,5 +367,5 @@ def _error(cause: Cause) -> ElasticTrainError:
     if cause.kind == "bad_loss":
         return BadLossError(cause.message)
     if cause.kind == "exception":
-        return UserCodeError(f"{cause.traceback.rstrip() or cause.message}\n\nThe run ended because of this exception.")
+        return UserCodeError(f"{cause.traceback.rstrip()}\n\nThe run ended: {cause.message}".lstrip())
     return InfrastructureError(f"{cause.message}")

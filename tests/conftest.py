@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("dozens")
+"""For tests that have more cases than a suite has time for: see tests/integration/test_run_random.py."""
 
 # Ray reads this once, when the first test module imports it: clusters that tests start themselves have no token. A run
 # that embeds its own cluster is another process, and makes one.

@@ -33,8 +33,8 @@ def written(tmp_path: Path, text: str) -> Path:
         ("trian.steps=5", ["trian", "did you mean train"]),
         ("steps=5", ["unknown key steps", "train.steps"]),
         ("elastic.max_worker=2", ["did you mean elastic.max_workers?"]),
-        ("train.steps=many", ["train.steps", "'many'", "integer"]),
-        ("train.steps=0", ["train.steps", "0", "greater than or equal to 1"]),
+        ("train.steps=many", ["train.steps", "'many'", "whole number"]),
+        ("train.steps=0", ["train.steps", "at least 1"]),
         ("train.steps=1.5", ["train.steps", "1.5"]),
         ("train.steps=", ["train.steps", "None"]),
         ("train.dtype=fp8", ["train.dtype", "'fp8'", "'bf16'"]),
@@ -48,7 +48,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("elastic.min_workers=3", ["elastic.min_workers 3", "elastic.max_workers 2"]),
         ("data.vocab_size=100", ["data.vocab_size", "100"]),
         ("cluster.dashboard_port=80", ["cluster.dashboard_port", "80"]),
-        ("faults=[{rank: 0}]", ["faults.0.at", "required"]),
+        ("faults=[{rank: 0}]", ["faults.0.at", "missing"]),
         ("faults=[{at: 1, knid: kill}]", ["faults.0.knid", "did you mean faults.0.kind?"]),
         ("faults=[{at: 1}, {at: 2, kind: maim}]", ["faults.1.kind", "'maim'", "'segfault'"]),
         ("faults=[{at: 1}, {at: -2, rank: x}]", ["faults.1.at", "-2", "faults.1.rank", "'x'"]),
@@ -217,6 +217,31 @@ def test_the_schema_documents_every_field() -> None:
 
 def test_dumping_keeps_the_order_of_the_sections() -> None:
     assert list(yaml.safe_load(TrainConfig().to_yaml())) == list(TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("faults=5", "faults = 5: must be a list"),
+        ("faults=[kill]", "faults.0 = 'kill': must be a section of fields, such as {at: 50, rank: 1, kind: kill}"),
+        ("faults=[{rank: 1}]", "faults.0.at is missing"),
+        ("faults=[{at: 0}]", "faults.0.at = 0: must be at least 1"),
+        ("faults=[{at: 3, kind: boom}]", "faults.0.kind = 'boom': must be 'kill', 'segfault', "),
+        ("train.steps=abc", "train.steps = 'abc': must be a whole number"),
+        ("train.beta1=1", "train.beta1 = 1: must be less than 1"),
+        ("elastic=3", "elastic = 3: must be a section of fields"),
+    ],
+)
+def test_wrong_values_are_told_in_plain_words(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TrainConfig.load(None, [override])
+    assert says in str(raised.value)
+    assert "Input" not in str(raised.value)
+
+
+def test_faults_after_the_last_step_are_known() -> None:
+    config = TrainConfig.load(None, ["train.steps=50", "faults=[{at: 50}, {at: 51, kind: stop}]"])
+    assert [(number, fault.at) for number, fault in config.late_faults()] == [(1, 51)]
 
 
 def test_a_fault_that_can_never_strike_is_refused() -> None:

@@ -101,7 +101,11 @@ TOLD: list[tuple[Event, str]] = [
         "step 120  validation: 1.923 bits per byte (gzip -9: 2.034)",
     ),
     (RunEnded(0, "complete", 120), "step 120  run complete"),
-    (RunEnded(0, "failed", 7, Cause("exception", "ValueError: bad")), "step 7  run failed: ValueError: bad"),
+    (
+        RunEnded(0, "failed", 7, Cause("exception", "ValueError: bad", "Traceback")),
+        "step 7  run failed: ValueError: bad",
+    ),
+    (RunEnded(0, "failed", 0, Cause("exception", "InfrastructureError: no cluster")), "step 0  run failed"),
 ]
 
 

@@ -103,10 +103,12 @@ def test_a_place_that_can_not_be_written_is_said(tmp_path: Path) -> None:
         ConfigError, match=r"run\.storage /proc/runs can't be written: .*or set run\.storage to another"
     ):
         Storage.open("/proc/runs").check_writable()
+    with pytest.raises(ConfigError, match=r"/sys can't be written: [^(]*\. Make it"):  # no word of the file tried
+        Storage.open("/sys").check_writable()
 
 
 def test_a_full_disk_is_said(tiny_disk: Path) -> None:
-    with pytest.raises(ConfigError, match="No space left on device"):
+    with pytest.raises(ConfigError, match=r"can't be written: No space left on device\. Make it"):
         Storage.open(str(tiny_disk)).check_writable()
     assert list(tiny_disk.iterdir()) == []
 

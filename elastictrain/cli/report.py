@@ -30,7 +30,7 @@ def report(
     stored = find_run(storage, run)
     driven = stored.driven(stored.status())
     try:
-        told = build_report(stored.events(), now=time.time() if driven else None)
+        told = build_report(stored.events(), time.time() if driven else None, stored.delivered)
     except ValueError as error:
         raise DataError(f"run {run} in {stored.storage.uri} has nothing to report yet: {error}") from None
     if html is not None:

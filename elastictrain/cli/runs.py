@@ -73,6 +73,13 @@ class StoredRun:
                 (copy / name).write_bytes(self.storage.read(f"journal/{name}"))
             return read_journal(Path(folder))
 
+    @property
+    def delivered(self) -> bool:
+        """Whether MLflow has taken the whole journal, as far as can be known here."""
+        from elastictrain.tracking.deliver import is_delivered
+
+        return self.storage.local is not None and is_delivered(self.storage.local)
+
     def recorded_checkpoints(self) -> dict[int, str]:
         """SHA-256 of the manifest of each checkpoint that the journal knows, by step."""
         from elastictrain.events import CheckpointWritten

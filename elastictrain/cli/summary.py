@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from elastictrain.sentences import percent
+from elastictrain.tracking.redact import redact
 from elastictrain.tracking.wording import count_text, seconds_text, who_text
 
 if TYPE_CHECKING:
@@ -23,8 +25,15 @@ def summary(result: Result) -> str:
     places = [("report", str(result.report))]
     if result.checkpoint:
         places.append(("checkpoint", result.checkpoint))
-    places.append(("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(result.mlflow_uri)}"))
+    places.append(("MLflow", _where_to_look(result.mlflow_uri)))
     return f"{summarise(result.report_data)}\n\n{_columns(places)}"
+
+
+def _where_to_look(mlflow_uri: str) -> str:
+    """A server's address, which a browser opens; for a store the command that shows it, to be pasted as it stands."""
+    if mlflow_uri.startswith(("http://", "https://")):
+        return redact(mlflow_uri)
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", mlflow_uri])
 
 
 def summarise(report: Report) -> str:

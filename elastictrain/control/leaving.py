@@ -1,6 +1,6 @@
 """Preemption notices: workers and nodes that will be gone at a deadline leave at a step boundary before it.
 
-A notice is no failure: nothing is lost, nothing is charged to `max_failures`. A member that leaves trains on until its
+A notice is no failure: nothing is lost, nothing is charged to a budget. A member that leaves trains on until its
 replacement is warm, or until the deadline is so near that the group must go on smaller, or save its state and wait.
 """
 

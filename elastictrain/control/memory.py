@@ -1,14 +1,14 @@
 """Memory that ran out: when the next generation takes a smaller micro-batch, and when the run ends.
 
 A rank whose own allocation failed lives and says so. Its activations grow with the micro-batch, so the next generation
-gets the next smaller one at once, at the same global batch. That is no strike: `Policy.micro_batches` is finite. With
+gets the next smaller one at once, at the same global batch. That costs nothing: `Policy.micro_batches` is finite. With
 nothing smaller left it is a failure like any other, and the run ends when the same step runs out of memory again.
 
 A worker that the kernel or Ray killed for the node's sake proves less. Host memory is shared: the victim is the largest
 process, not the one that grew, and on GPUs the activations are not even there. So the first time it is a lost worker
 like any other, replaced at the same layout with the same losses. If the same step is killed again, nothing else having
-helped, a smaller micro-batch is tried too: on CPUs it is the cure, elsewhere it does no harm. Each is a strike, so a
-node that is too small for other reasons ends the run after max_failures.
+helped, a smaller micro-batch is tried too: on CPUs it is the cure, elsewhere it does no harm. Each is charged, so a
+node that is too small for other reasons ends the run when `elastic.budgets.memory` is spent.
 
 While a group forms, no micro-batch has run: an engine that does not fit is a failure like any other.
 """
@@ -22,8 +22,8 @@ from elastictrain.control.vocabulary import Warn
 from elastictrain.events import Cause
 
 
-def relieve(state: State, step: int, own: bool) -> State | None:
-    """The state to go on with after `step` ran out of memory; None when the run is to end.
+def relieve(state: State, step: int, own: bool) -> tuple[State, bool] | None:
+    """The state to go on with after `step` ran out of memory, and whether that is charged; None: the run is to end.
 
     `own` says that an allocation of the rank's own failed; else its process was killed.
     """
@@ -32,10 +32,8 @@ def relieve(state: State, step: int, own: bool) -> State | None:
     smaller = next((m for m in state.policy.micro_batches if m < state.micro_batch), None) if own or again else None
     if own and again and smaller is None:
         return None
-    strikes = state.strikes + (smaller is None or not own)
-    if strikes > state.policy.max_failures:
-        return None
-    return replace(state, micro_batch=smaller or state.micro_batch, strikes=strikes, last_error=error)
+    relieved = replace(state, micro_batch=smaller or state.micro_batch, last_error=error)
+    return relieved, smaller is None or not own
 
 
 def tell_change(before: State, after: State, step: int) -> list[Warn]:

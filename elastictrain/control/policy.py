@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from elastictrain.config import TrainConfig
+from elastictrain.control.budget import Budgets
 from elastictrain.control.state import Policy
 from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
 
@@ -16,7 +17,7 @@ def policy_of(config: TrainConfig, micro_batch: int, on_gpus: bool) -> Policy:
         steps=train.steps,
         world_sizes=sizes,
         standby=elastic.standby,
-        max_failures=elastic.max_failures,
+        budgets=Budgets.of(elastic),
         replace_timeout_s=elastic.replace_timeout_s,
         wait_timeout_s=elastic.wait_timeout_s,
         unreserved_standby=not on_gpus,

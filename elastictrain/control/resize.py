@@ -41,7 +41,8 @@ def nodes_to_avoid(
 ) -> frozenset[str]:
     """Nodes of `slots` that fail too often, worst first, as long as the others have room for `needed` workers.
 
-    `failures` are (time, node) of processes that died or hung there; errors of the user's code are nobody's.
+    `failures` are (time, node): of processes that died or hung there, of memory that changed, of engines that could not
+    be built, and of the node itself; errors of the user's code are nobody's.
     """
     recent = Counter(node for at, node in failures if at > now - QUARANTINE_WINDOW_S and node in slots)
     room, avoided = sum(slots.values()), set[str]()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from elastictrain.control.budget import Account, Budgets
 from elastictrain.control.vocabulary import Phase, RestorePoint
 
 
@@ -17,7 +18,7 @@ class Policy:
     world_sizes: tuple[int, ...]
     """Legal ones between min_workers and max_workers, ascending, never empty."""
     standby: int
-    max_failures: int
+    budgets: Budgets
     replace_timeout_s: float
     wait_timeout_s: float
     unreserved_standby: bool = True
@@ -60,8 +61,8 @@ class State:
     since: float
     """When this gathering began."""
     committed_step: int
-    best_step: int
-    """The highest step ever committed: only a new one counts as progress."""
+    account: Account
+    """Failures since the last progress."""
     micro_batch: int
     """That the next generation is formed with; the one in force while one is there."""
     nodes: Mapping[str, int] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class State:
     losses_at: tuple[float, ...] = ()
     """When nodes were lost, lately."""
     failed_at: tuple[tuple[float, str], ...] = ()
-    """When processes died or hung, and on which node, lately."""
+    """When something failed there, and on which node, lately."""
     quarantined: frozenset[str] = frozenset()
     """Nodes that leave because they failed too often."""
     left_alone: bool = False
@@ -88,10 +89,12 @@ class State:
     """The first step that this generation committed, and when."""
     pausing: bool = False
     """The ranks have been asked to stop after a step, for a resize."""
-    strikes: int = 0
-    """Failures since the last progress."""
+    restart_at: float = 0.0
+    """No group is formed before this, after several failures in a row."""
     start_failures: int = 0
-    """Workers that died before they were ready, since one came up."""
+    """Workers that died before they were ready, since one came up or the group failed."""
+    start_at: float = 0.0
+    """No worker is started before this, after several that did not come up."""
     last_error: tuple[int, str] | None = None
     """Step and type of the last exception in user code, or lack of memory: the same one twice is no accident."""
     trusted: Mapping[int, int] = field(default_factory=dict)

@@ -120,11 +120,12 @@ class ZeroEngine:
                 # The engine is a module that forwards to the user's.
                 loss = self._workload.loss(self._engine, self._placed(batch))
                 losses.append(loss.detach().float())
-                on_phase("backward")
                 if position == len(micro_batches):
                     own = torch.stack(losses)
                     known = own if loss_limit is None else self._everyones(own)
                     loss = loss * _veto(known, math.inf if loss_limit is None else loss_limit, loss.dtype)
+                # after the losses' collective: a rank that leaves one out shows by being in the next phase
+                on_phase("backward")
                 self._engine.backward(loss)
             before_update()
             on_phase("update")

@@ -3,10 +3,14 @@
 It has a session of its own, so that what a terminal or a job manager sends to the driver's process group (Ctrl-C,
 `timeout`, `kill -TERM -pgid`) leaves the cluster up while the driver saves the last state. It prints its address as a
 line of JSON, and ends when its standard input does: when the driver closes it, or dies, however it dies.
+
+Its folder in the temporary directory goes with it. One that was killed together with everything else leaves its folder
+behind; the next that starts removes it. Whose process lives shows in a lock, which ends with the process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,10 +23,42 @@ OBJECT_STORE_BYTES = 200 * 2**20
 """Of each node: preparing the token shards is its only user."""
 
 
+_PREFIX = "et-"
+"""Short: Ray puts sockets there, whose paths may have 107 bytes."""
+_LOCK = "owner.lock"
+
+
+def own(folder: Path) -> None:
+    """Hold the folder for as long as this process lives."""
+    new = folder / f"{_LOCK}.new"
+    descriptor = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    new.rename(folder / _LOCK)  # by this name it was never free
+
+
+def sweep() -> None:
+    """Remove the folders of this user's clusters whose process is gone."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # another's, or gone meanwhile
+            continue
+        try:
+            if os.fstat(descriptor).st_uid == os.getuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except BlockingIOError:
+            pass  # it lives
+        finally:
+            os.close(descriptor)
+
+
 def main() -> None:
     """Serve until standard input ends."""
     options = json.loads(sys.argv[1])
-    folder = Path(tempfile.mkdtemp(prefix="et-"))  # short: Ray puts sockets there, whose paths may have 107 bytes
+    sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    own(folder)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing but the address on standard output
     cluster: Any = None

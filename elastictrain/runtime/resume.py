@@ -231,7 +231,7 @@ def newest_usable(
     CheckpointError when there are checkpoints and none can be used.
     """
     if recorded is None:
-        emit(Warned(time.time(), "tracking", "MLflow can't be asked which checkpoint to use: the journal decides"))
+        emit(Warned(time.time(), "resume", "MLflow can't be asked which checkpoint to use: the journal decides"))
         recorded = written_checkpoints(earlier)
 
     def reject(step: int, uri: str, problem: str) -> None:

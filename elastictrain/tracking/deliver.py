@@ -52,12 +52,11 @@ class Deliverer:
     @property
     def run_id(self) -> str:
         """Of the MLflow run; empty before the first delivery that reached the store."""
-        return self._record.run_id if self._record else self._saved()[0]
+        return self._record.run_id if self._record else _saved(self._folder)[0]
 
     def is_done(self) -> bool:
         """Whether everything in the journal was delivered; asks no store."""
-        run_id, position = self._saved()
-        return bool(run_id) and not tail(self._folder, position, limit=1)[0]
+        return is_delivered(self._folder)
 
     def deliver(self, timeout_s: float) -> Delivery:
         """Deliver what is new, beginning no batch after timeout_s; never raises for a problem of the store.
@@ -90,7 +89,7 @@ class Deliverer:
         if not first:
             return None
         record = MlflowRecord(self._uri, self._experiment)
-        run_id, position = self._saved()
+        run_id, position = _saved(self._folder)
         if not run_id or not record.find_run(run_id):
             assert isinstance(first[0], RunStarted)
             record.find_or_create_run(self._run_name, first[0].at)
@@ -127,14 +126,6 @@ class Deliverer:
         self._save(position)
         self._unwritten, self._position = None, position
 
-    def _saved(self) -> tuple[str, Position]:
-        """The run and position of an earlier delivery; the beginning where there is none that can be read."""
-        try:
-            saved = json.loads((self._folder / "mlflow.json").read_bytes())
-            return str(saved["run_id"]), Position(int(saved["attempt"]), int(saved["offset"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return "", Position()
-
     def _save(self, position: Position) -> None:
         assert self._record is not None
         state = {"run_id": self._record.run_id, "attempt": position.attempt, "offset": position.offset}
@@ -143,9 +134,24 @@ class Deliverer:
         new.replace(self._folder / "mlflow.json")
 
 
+def is_delivered(run_folder: Path) -> bool:
+    """Whether everything in the journal is in the store; asks no store."""
+    run_id, position = _saved(run_folder)
+    return bool(run_id) and not tail(run_folder, position, limit=1)[0]
+
+
+def _saved(run_folder: Path) -> tuple[str, Position]:
+    """The run and position of an earlier delivery; the beginning where there is none that can be read."""
+    try:
+        saved = json.loads((run_folder / "mlflow.json").read_bytes())
+        return str(saved["run_id"]), Position(int(saved["attempt"]), int(saved["offset"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return "", Position()
+
+
 def _files(events: list[Event]) -> dict[str, str]:
     """What the run keeps as artifacts when an attempt ends."""
-    report = build_report(events)
+    report = build_report(events, delivered=True)
     told = [redact_all(encode(e)) for e in events if not isinstance(e, StepCommitted)]
     return {
         "report.html": render_html(report),

@@ -90,7 +90,9 @@ def _tile(tile: tuple[str, str, str]) -> str:
 
 
 def _failure_count(report: Report) -> str:
-    return count_text(len(report["failures"]), "failure")
+    deaths = sum(attempt["status"] is None for attempt in report["attempts"][:-1])
+    counts = [count_text(len(report["failures"]), "failure")] if report["failures"] or not deaths else []
+    return " and ".join([*counts, *([count_text(deaths, "death") + " of the driver"] if deaths else [])])
 
 
 def _ending(report: Report) -> str:

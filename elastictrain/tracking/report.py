@@ -38,8 +38,8 @@ REPORT_VERSION = 1
 """Grows when a field changes its meaning or goes away; new fields alone do not change it."""
 
 
-def build_report(events: Sequence[Event], now: float | None = None) -> dict[str, Any]:
-    """The report of these events, in journal order.
+def build_report(events: Sequence[Event], now: float | None = None, delivered: bool = False) -> dict[str, Any]:
+    """The report of these events, in journal order; `delivered` says that MLflow has taken all of them.
 
     `now` is for a run that a process is still working on, and makes its status `running`; without it a run whose last
     attempt has no end is `interrupted`. Raises ValueError when the events hold no start of a run.
@@ -75,7 +75,7 @@ def build_report(events: Sequence[Event], now: float | None = None) -> dict[str,
         "throughput": _throughput(steps, ledger.seconds["compute"], ledger.wall_s),
         "evaluation": _evaluation(run, begun_at),
         "data": _data(run),
-        "warnings": _warnings(run, begun_at),
+        "warnings": _warnings(run, begun_at, delivered),
         "faults_injected": [
             {"index": e.index, "step": e.step, "rank": e.rank, "kind": e.kind, "at_s": e.at - begun_at}
             for e in run
@@ -286,11 +286,11 @@ def _data(events: Sequence[Event]) -> dict[str, Any] | None:
     }
 
 
-def _warnings(events: Sequence[Event], begun_at: float) -> list[dict[str, Any]]:
-    """What was warned of, checkpoints that could not be written among it."""
+def _warnings(events: Sequence[Event], begun_at: float, delivered: bool) -> list[dict[str, Any]]:
+    """What was warned of, checkpoints that could not be written among it; not what MLflow has taken after all."""
     warnings = []
     for event in events:
-        if isinstance(event, Warned):
+        if isinstance(event, Warned) and not (delivered and event.topic == "tracking"):
             warnings.append((event.topic, event.message, event.at))
         elif isinstance(event, CheckpointFailed):
             warnings.append(("checkpoint", f"step {event.step}: {event.problem}", event.at))

@@ -1,6 +1,7 @@
 """What `status`, `report`, `checkpoints` tell of a run that lies in a storage."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,7 +198,12 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
     assert lines[0].split() == ["run", "quickstart", "complete"]
     assert lines[-3].split() == ["report", str(kept.folder / "report.html")]
     assert lines[-2].split() == ["checkpoint", f"{kept.folder}/checkpoints/step-00000004"]
-    assert lines[-1].split(maxsplit=1) == ["MLflow", "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"]
+    assert lines[-1].split(maxsplit=1) == [
+        "MLflow",
+        f"{sys.executable} -m mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
+    ]
+    result.mlflow_uri = "https://me:secret@tracking.example:5000"
+    assert summary(result).splitlines()[-1].split() == ["MLflow", "https://***@tracking.example:5000"]  # type: ignore[arg-type]
 
 
 # checkpoints

@@ -71,3 +71,25 @@ def test_a_slow_rank_is_replaced_where_that_is_wanted(product: Product, undistur
     assert after["cause"] == "rank 1 is slow"
     assert after["members"][0] == before["members"][0]
     assert after["members"][1]["pid"] != before["members"][1]["pid"]
+
+
+def test_a_rank_that_leaves_out_a_collective_is_replaced(product: Product, undisturbed: Report) -> None:
+    """It is further than the others, and has entered no more collectives. Within one phase nothing tells who that is:
+    then nobody is accused, and all go back.
+    """
+    plan = [{"at": at, "rank": 1, "kind": "skip", "phase": phase} for at, phase in ((40, "backward"), (90, "update"))]
+    ended = product.train(
+        "skipping", f"faults={json.dumps(plan)}", f"elastic.hang_patience_s={PATIENCE_S}", "elastic.standby=1"
+    )
+    assert ended.code == 0, ended.err
+    report = product.report("skipping")
+    assert_same_training(report, undisturbed)
+    named, unnamed = report["failures"]
+    assert (named["kind"], named["ranks"], named["step"]) == ("hang", [1], 40)
+    assert "left out a collective that the others wait in" in named["cause"]["message"]
+    assert (unnamed["kind"], unnamed["step"]) == ("hang", 90)
+    first, second, third = report["generations"]
+    assert second["members"][0] == first["members"][0]
+    assert second["members"][1]["pid"] != first["members"][1]["pid"]
+    assert unnamed["ranks"] or third["members"] == second["members"]
+    assert {g["source"] for g in (second, third)} == {"memory"}

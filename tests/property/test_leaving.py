@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_control_machine import KILLED, World, running
 
 from elastictrain.control import vocabulary as v
+from elastictrain.control.budget import Budgets
 from elastictrain.control.state import Policy
 
 GRACE_S = 60.0
@@ -135,7 +136,7 @@ def test_a_step_that_takes_longer_than_the_margin_ends_in_time_too() -> None:
 def test_whoever_has_notice_is_gone_before_the_deadline_and_nothing_is_charged(
     world_sizes: tuple[int, ...], standby: int, nodes: dict[str, int], how: str, pick: int, unreserved: bool
 ) -> None:
-    policy = Policy(1000, world_sizes, standby, 0, 10.0, 600.0, unreserved_standby=unreserved)
+    policy = Policy(1000, world_sizes, standby, Budgets(0), 10.0, 600.0, unreserved_standby=unreserved)
     world = World(policy, nodes)
     for _ in range(30):
         world.settle()
@@ -151,7 +152,7 @@ def test_whoever_has_notice_is_gone_before_the_deadline_and_nothing_is_charged(
     calm(world, lambda: not world.leaving & world.alive.keys())
     assert world.now < deadline
     assert world.committed >= step
-    assert world.state.strikes == 0
+    assert world.state.account.failures == 0
     if sum(world.state.nodes.values()) >= world_sizes[0]:
         calm(world, lambda: formed_without(world, *world.leaving) and world.committed > step)
 
@@ -171,5 +172,5 @@ def test_one_that_dies_before_it_could_leave_is_a_failure_as_any() -> None:
     world = running(standby=0, a=1, b=1)
     world.ask_to_leave(world.group[1])
     world.kill(world.group[1])
-    assert world.state.strikes == 1
+    assert world.state.account.failures == 1
     assert world.state.cause == KILLED.message

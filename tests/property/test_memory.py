@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_control_machine import World, moves, play, policies
 
 from elastictrain.control import vocabulary as v
+from elastictrain.control.budget import Budgets
 from elastictrain.control.state import Policy
 from elastictrain.data.order import EMPTY_CHAIN, SampleOrder
 from elastictrain.events import Cause
@@ -123,7 +124,7 @@ def test_any_history_ends_whatever_the_memory(
 def test_the_largest_micro_batch_that_fits_is_found_at_no_strike(
     ladder: tuple[int, ...], fits: int, max_failures: int
 ) -> None:
-    policy = Policy(10, (1, 2), 0, max_failures, 10.0, 60.0, micro_batches=ladder)
+    policy = Policy(10, (1, 2), 0, Budgets(max_failures), 10.0, 60.0, micro_batches=ladder)
     world = TightWorld(policy, {"a": 2}, fits)
     world.finish()
     assert world.end is not None
@@ -142,7 +143,9 @@ def test_the_largest_micro_batch_that_fits_is_found_at_no_strike(
 
 
 def started(max_failures: int = 3) -> TightWorld:
-    world = TightWorld(Policy(100, (1, 2), 1, max_failures, 10.0, 60.0, micro_batches=(4, 2, 1)), {"a": 2, "b": 2})
+    world = TightWorld(
+        Policy(100, (1, 2), 1, Budgets(max_failures), 10.0, 60.0, micro_batches=(4, 2, 1)), {"a": 2, "b": 2}
+    )
     for _ in range(20):
         world.settle()
         world.warm()
@@ -156,6 +159,9 @@ def go_on(world: TightWorld) -> None:
     for _ in range(8):
         world.settle()
         world.warm()
+        world.now += 4
+        if world.end is None:
+            world.tell(v.Tick())
 
 
 def test_what_changed_and_what_to_set_is_told() -> None:
@@ -164,7 +170,7 @@ def test_what_changed_and_what_to_set_is_told() -> None:
     [warning] = world.memory_warnings
     assert "micro-batch 4" in warning
     assert "train.micro_batch=2" in warning
-    assert world.state.strikes == 0
+    assert world.state.account.failures == 0
 
 
 def test_a_smaller_micro_batch_stays_through_later_failures() -> None:
@@ -185,7 +191,7 @@ def test_the_first_worker_killed_for_memory_is_replaced_as_it_was_the_second_in_
     world.kill_for_memory()
     go_on(world)
     assert world.tried[-1] == 2
-    assert world.state.strikes == 2
+    assert world.state.account.charged == {"memory": 2}
     assert "train.micro_batch=2" in world.memory_warnings[0]
 
 

@@ -89,6 +89,15 @@ def test_any_loss_can_be_drawn(loss: float) -> None:
     assert "inf" not in points
 
 
+def test_steps_lost_to_the_death_of_a_driver_are_not_put_down_to_failures() -> None:
+    story = Story().start(data=True).generation().steps(50).checkpoint().steps(20).wait(5)
+    story.start().generation(first_step=51, cause="resume").steps(50).end()
+    page = render_html(build_report(story.events))
+    assert "done again after 1 death of the driver" in page
+    assert "done again after 2 failures and 1 death of the driver" in render_html(build_report(full_story().events))
+    assert "done again after 0 failures" in render_html(build_report(Story().start().generation().steps(3).events))
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_run_that_has_hardly_begun(steps: int) -> None:
     report = build_report(Story().start().generation().steps(steps).events)

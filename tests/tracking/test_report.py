@@ -57,6 +57,11 @@ def test_the_whole_story() -> None:
     assert report["throughput"]["tokens_per_s"] == pytest.approx(2048 / 0.496, rel=1e-3)
 
 
+def test_what_mlflow_has_taken_after_all_is_no_warning() -> None:
+    report = build_report(full_story().events, delivered=True)
+    assert [w["topic"] for w in report["warnings"]] == ["checkpoint"]
+
+
 def test_failures_count_from_the_fault() -> None:
     first, second = build_report(full_story().events)["failures"]
     assert first["cause"] == {"kind": "signal", "message": "SIGKILL", "traceback": ""}

@@ -1,0 +1,93 @@
+"""Towards the next group: keep enough workers coming, form a group or a larger one as soon as that is best, or wait.
+
+Whoever waits has a deadline: for replacements, for room, and between restarts that got nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from elastictrain.control.decisions import Decision, give_up
+from elastictrain.control.leaving import dismiss, leaving_members, ready_to_part
+from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.resize import growth_pays
+from elastictrain.control.state import State, Worker
+from elastictrain.control.vocabulary import Action, Form, Pause, Readmit, Save, StartWorker, Warn
+from elastictrain.events import Cause
+
+NOTICE_S = 5.0
+"""A shortage of workers that lasts so long is told."""
+
+
+def proceed(state: State, now: float) -> Decision:
+    """Keep enough workers coming; form a group, or a larger one, as soon as that is the best to do."""
+    state, dismissals = dismiss(state)
+    state, actions = _replenish(state, now)
+    if state.phase == "gathering":
+        state, more = _gather(state, now)
+    elif state.phase == "running" and not state.pausing and (_may_grow(state, now) or ready_to_part(state, now)):
+        state, more = replace(state, pausing=True), [Pause(state.generation)]
+    else:
+        more = []
+    return state, [*dismissals, *actions, *more]
+
+
+def _may_grow(state: State, now: float) -> bool:
+    size, larger = len(state.members), state.size or 0
+    return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now)
+
+
+def _gather(state: State, now: float) -> Decision:
+    if now < state.restart_at and not state.leaving:
+        return state, []
+    waited = now - state.since
+    largest = state.size == state.policy.world_sizes[-1]
+    # after a notice: who could have waited for a replacement has done so while it trained
+    late = state.leaving or waited >= state.policy.replace_timeout_s
+    if state.size and (largest or not state.coming or late):
+        nodes = {name: state.workers[name].node for name in state.ready}
+        members = assign_ranks(state.size, nodes, state.members)
+        state = replace(state, phase="forming", members=members, leaving=False)
+        return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
+    fewest, room = state.policy.world_sizes[0], sum(state.nodes.values())
+    if state.leaving:
+        message = f"fewer than {fewest} workers stay: the newest step is made durable, and the run waits for room"
+        return replace(state, leaving=False), [Save(), Warn("preemption", message)]
+    if waited >= state.policy.wait_timeout_s:
+        missing = (
+            f"{len(state.ready)} workers are ready and {fewest} are needed; the cluster has room for {room}. Waited "
+            f"{waited:.0f} s (elastic.wait_timeout_s). Add nodes, or lower elastic.min_workers or "
+            f"elastic.cpus_per_worker."
+        )
+        return give_up(state, Cause("resources", missing))
+    if not state.size and not state.coming and waited > NOTICE_S and state.left_alone:
+        return replace(state, left_alone=False), [Readmit()]
+    if not state.size and not state.coming and waited > NOTICE_S and "waiting" not in state.warned:
+        message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
+        return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]
+    return state, []
+
+
+def _replenish(state: State, now: float) -> Decision:
+    """Start missing workers; standbys only once the generation has made a step, so that they never delay one."""
+    if now < state.start_at and (state.size or state.phase != "gathering"):
+        return state, []
+    leaving = [state.workers[name] for name in leaving_members(state)]
+    settled = state.phase == "running" and state.committed_step > state.restore.step and not leaving
+    target = state.policy.world_sizes[-1] + (state.policy.standby if settled else 0) + len(leaving)
+    freed = sum(worker.reserved and worker.node in state.nodes for worker in leaving)
+    orders = wanted_workers(
+        nodes=state.nodes,
+        workers={name: (worker.node, worker.reserved) for name, worker in state.workers.items()},
+        target=target,
+        unreserved=state.policy.standby + freed if state.policy.unreserved_standby else 0,
+    )
+    workers, actions = dict(state.workers), list[Action]()
+    for number, (node, reserved) in enumerate(orders, start=state.next_worker):
+        workers[f"worker-{number}"] = Worker(node, reserved)
+        actions.append(StartWorker(f"worker-{number}", node, reserved))
+    short = target - len(workers)
+    if settled and short > 0 and "room" not in state.warned:
+        state = replace(state, warned=state.warned | {"room"})
+        actions.append(Warn("room", f"the cluster has no room for {short} more of the workers and standbys configured"))
+    return replace(state, workers=workers, next_worker=state.next_worker + len(orders)), actions

@@ -33,7 +33,7 @@ from typing import Any
 import machine
 import psutil
 from figures import table
-from kill_elastictrain import COMMAND, ask
+from elastictrain_run import COMMAND, ask
 from two_nodes import Job, Nodes, local_nodes, running
 
 from elastictrain.cli.runs import find_run

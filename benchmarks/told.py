@@ -1,0 +1,85 @@
+"""The table that recovery.py prints (pure): a row for each case and peer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import machine
+from figures import table
+
+HEADER = ("case", "elastictrain s", "peer", "peer s", "ratio", "steps lost", "peer's")
+TITLES = {
+    "worker": "worker killed, ZeRO {}",
+    "node": "node lost, ZeRO {}",
+    "join": "node added, ZeRO {}",
+    "checkpoint": "checkpoint, ZeRO {}",
+}
+
+
+def told(result: dict[str, Any]) -> str:
+    """The result for people."""
+    rows = [row for case in result["cases"] for row in rows_of(case)]
+    splits = [split for case in result["cases"] for split in _splits(case)]
+    return "\n".join([machine.line(result["machine"]), "", table(HEADER, rows), "", *splits])
+
+
+def rows_of(case: dict[str, Any]) -> list[list[str]]:
+    """A case beside each of its peers, or alone."""
+    title = TITLES[case["case"]].format(case["zero_stage"])
+    if case["case"] == "checkpoint":
+        return _rows(case, f"{title}: training later by", "median_stalled_s")
+    rows = _rows(case, f"{title}: first new step", "median_s")
+    return rows + (_rows(case, f"{title}: pause", "median_pause_s") if case["case"] == "join" else [])
+
+
+def _rows(case: dict[str, Any], title: str, field: str) -> list[list[str]]:
+    ours = case["elastictrain"]
+    first = [title, _seconds(ours.get(field))]
+    rows = []
+    for peer in case["peers"].values():
+        theirs = peer.get(field)
+        mine = ours[field]
+        if theirs is None:
+            ratio, shown = "-", f"never ({peer['recovered']} of {peer['of']})"
+        elif case["case"] == "checkpoint":
+            ratio, shown = f"{mine / theirs:.1%}", _seconds(theirs)
+        else:
+            ratio, shown = f"{theirs / mine:.1f}", _seconds(theirs)
+        rows.append([*first, peer["title"], shown, ratio, _lost(ours), _lost(peer)])
+    return rows or [[*first, "-", "-", "-", _lost(ours), "-"]]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _lost(found: dict[str, Any]) -> str:
+    return " ".join(map(str, found["steps_lost"])) if "steps_lost" in found else "-"
+
+
+def _splits(case: dict[str, Any]) -> list[str]:
+    title = TITLES[case["case"]].format(case["zero_stage"])
+    if case["case"] == "checkpoint":
+        return [
+            f"{title}, {who}: {len(found['checkpoints'])} checkpoints of {case['num_bytes'] / 1e6:.0f} MB, complete "
+            f"after {found['median_write_s']:.2f} s, in which ranks waited {found['median_waited_s']:.3f} s"
+            for who, found in _all(case)
+        ]
+    told = []
+    for who, found in _all(case):
+        for run in found["runs"]:
+            if "problem" in run:
+                told.append(f"{title}, {who}: no step for {run['waited_s']:.0f} s; {run['problem']}")
+        if "median_s" in found:
+            sizes = sorted({run["world_size"] for run in found["runs"]})
+            phases = ", ".join(f"{phase} {took:.2f}" for phase, took in found["median_phases_s"].items())
+            step_s = found["runs"][-1]["step_s"]
+            told.append(
+                f"{title}, {who}: {found['min_s']:.2f} to {found['max_s']:.2f} s, pause {found['median_pause_s']:.2f}, "
+                f"goes on with {' or '.join(map(str, sizes))} ranks, a step took {step_s:.2f}; {phases}"
+            )
+    return told
+
+
+def _all(case: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [("elastictrain", case["elastictrain"]), *((peer["title"], peer) for peer in case["peers"].values())]

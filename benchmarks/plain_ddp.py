@@ -28,7 +28,10 @@ STATE_FILE = "state.pt"
 
 
 class DdpRank:
-    """One rank. `wrap` makes the module data-parallel, `manage` wraps the optimizer."""
+    """One rank. `wrap` makes the module data-parallel, `manage` wraps the optimizer.
+
+    Whose `wrap` does not average gradients in the backward pass does so in `reduce`, which comes after it.
+    """
 
     def __init__(
         self,
@@ -38,9 +41,10 @@ class DdpRank:
         world_size: int,
         wrap: Callable[[nn.Module], Any] = nn.parallel.DistributedDataParallel,
         manage: Callable[[Optimizer], Any] = lambda optimizer: optimizer,
+        reduce: Callable[[nn.Module], None] = lambda module: None,
     ) -> None:
         manifest = Manifest.load(data_folder)
-        self._config, self._rank = config, rank
+        self._config, self._rank, self._reduce = config, rank, reduce
         self._layout = config.layout(world_size)
         self._shards = TokenShards(manifest)
         self._workload = build_workload(config, manifest.vocab_size)
@@ -67,6 +71,7 @@ class DdpRank:
                 loss = self._workload.loss(self._model, {"tokens": tokens})
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
+        self._reduce(self._module)
         if train.grad_clip:
             nn.utils.clip_grad_norm_(self._module.parameters(), train.grad_clip)
         self._optimizer.step()

@@ -32,8 +32,8 @@ from typing import Any
 
 import machine
 import psutil
-from figures import table
 from elastictrain_run import COMMAND, ask
+from figures import table
 from two_nodes import Job, Nodes, local_nodes, running
 
 from elastictrain.cli.runs import find_run

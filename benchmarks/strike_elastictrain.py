@@ -40,7 +40,7 @@ def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage:
     ):
         status = wait_until_ready(train, trial.name, storage, 2 * trial.checkpoint_every)
         time.sleep(QUIET_S + trial.wait_s)
-        rank = trial.rank
+        rank, old = trial.rank, status["generation"]
         if trial.fault == "join":
             begun = time.time()
             nodes.add()
@@ -52,14 +52,14 @@ def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage:
         while True:
             time.sleep(QUIET_S)
             train.require_running()
-            if _has_changed(storage / trial.name):
+            if _first_step(storage / trial.name, old):
                 break
             if time.monotonic() > end:
                 raise RuntimeError(f"elastictrain did no step in a new group within {trial.limit_s:.0f} s")
         report = ask("report", trial.name, storage)
         if trial.fault == "join":
-            return _joined(storage / trial.name, report, begun, marks)
-        return _recovered(storage / trial.name, report, begun, rank)
+            return _joined(storage / trial.name, report, old, begun, marks)
+        return _recovered(storage / trial.name, report, old, begun, rank)
 
 
 def _kill(trial: Trial, nodes: Nodes, pids: dict[int, int]) -> tuple[int, float]:
@@ -75,47 +75,48 @@ def _kill(trial: Trial, nodes: Nodes, pids: dict[int, int]) -> tuple[int, float]
     return rank, begun
 
 
-def _has_changed(run: Path) -> bool:
-    return any(isinstance(e, StepCommitted) and e.generation > 0 for e in read_journal(run))
+def _first_step(run: Path, old: int) -> StepCommitted | None:
+    """The first of a generation after this one."""
+    return next((e for e in read_journal(run) if isinstance(e, StepCommitted) and e.generation > old), None)
 
 
-def _recovered(run: Path, report: Any, begun: float, rank: int) -> Recovery:
-    failure = next((f for f in report["failures"] if rank in f["ranks"]), None)
+def _recovered(run: Path, report: Any, old: int, begun: float, rank: int) -> Recovery:
+    failures = [f for f in report["failures"] if f["generation"] == old]
+    failure = next((f for f in failures if rank in f["ranks"]), None)
     if failure is None:
-        raise RuntimeError(f"rank {rank} was killed, and the report tells of others: {report['failures']}")
+        raise RuntimeError(f"rank {rank} was killed, and the report tells of others: {failures}")
     detected_at = report["started_at"] + failure["at_s"] + failure["detected_s"]
-    return _measured(run, begun, {"detect": detected_at}, rank, failure["lost_steps"])
+    return _measured(run, old, begun, {"detect": detected_at}, failure["lost_steps"], rank)
 
 
-def _joined(run: Path, report: Any, begun: float, marks: dict[str, float]) -> Recovery:
+def _joined(run: Path, report: Any, old: int, begun: float, marks: dict[str, float]) -> Recovery:
     events = list(read_journal(run))
-    warm = max((e.at for e in events if isinstance(e, WorkerStarted) and e.at > begun), default=begun)
-    grown = next(e for e in events if isinstance(e, GenerationStarted) and e.index == 1)
-    last = max(e.finished_at for e in events if isinstance(e, StepCommitted) and e.generation == 0)
+    last = max(e.finished_at for e in events if isinstance(e, StepCommitted) and e.generation == old)
     # the group may grow with the standby that it has, and the new node's worker become the next one
-    marks["worker warm"] = warm if warm < grown.at else max(marks.values())
+    warm = [e.at for e in events if isinstance(e, WorkerStarted) and begun < e.at < last]
+    marks["worker warm"] = max([*warm, *marks.values()])
     marks["last step"] = max(last, *marks.values())
-    return _measured(run, begun, marks, grown.world_size - 1, report["lost_steps"])
+    return _measured(run, old, begun, marks, report["lost_steps"])
 
 
-def _measured(run: Path, begun: float, marks: dict[str, float], rank: int, lost: int) -> Recovery:
+def _measured(run: Path, old: int, begun: float, marks: dict[str, float], lost: int, rank: int = -1) -> Recovery:
     """`marks` tells what happened before the old group was fenced."""
     events = list(read_journal(run))
-    grown = next(e for e in events if isinstance(e, GenerationStarted) and e.index == 1)
-    steps = [e for e in events if isinstance(e, StepCommitted)]
-    before = [e.finished_at for e in steps if e.generation == 0]
-    first = next(e.finished_at for e in steps if e.generation == 1)
+    before = [e.finished_at for e in events if isinstance(e, StepCommitted) and e.generation <= old]
+    first = _first_step(run, old)
+    assert first is not None
+    new = next(e for e in events if isinstance(e, GenerationStarted) and e.index == first.generation)
     for phase in PHASES:
-        marks[phase] = max(marks.values()) + grown.phases_s[phase]
+        marks[phase] = max(marks.values()) + new.phases_s[phase]
     # orders and replies on their way, buffers, the stream
-    marks["set going"] = grown.at
-    marks["first step"] = first
+    marks["set going"] = new.at
+    marks["first step"] = first.finished_at
     return Recovery(
-        seconds=first - begun,
-        pause_s=first - before[-1],
+        seconds=first.finished_at - begun,
+        pause_s=first.finished_at - before[-1],
         steps_lost=lost,
         phases_s=phases_between(marks, begun),
-        rank=rank,
-        world_size=grown.world_size,
+        rank=rank if rank >= 0 else new.world_size - 1,
+        world_size=new.world_size,
         step_s=pace(at for at in before if at < begun),
     )

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from peers.notes import Setup
 from strike_peer import described
 from two_nodes import Job, Nodes, local_nodes, running
-
-from peers.notes import Setup
 
 SCRIPT = Path(__file__).with_name("ray_train.py")
 

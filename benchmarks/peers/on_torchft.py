@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from strike_peer import described
-
 from peers.agents import Agents, free_port
 from peers.notes import Setup
+from strike_peer import described
 
 SCRIPT = Path(__file__).with_name("torchft_rank.py")
 MAX_RESTARTS = 20

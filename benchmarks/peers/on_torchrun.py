@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strike_peer import START_TIMEOUT_S, described
-from trial import WORLD_SIZE
-
 from peers.agents import Agents, free_port
 from peers.notes import Setup
+from strike_peer import START_TIMEOUT_S, described
+from trial import WORLD_SIZE
 
 SCRIPT = Path(__file__).with_name("torchrun_rank.py")
 MAX_RESTARTS = 20

@@ -12,7 +12,7 @@ DDP. One fault a trial, from outside:
     python benchmarks/recovery.py --fault worker                      one case, 3 runs; 12 minutes
     python benchmarks/recovery.py --fault worker --peers none         elastictrain alone; 2 minutes
     python benchmarks/recovery.py --fault node --zero 1,2,3 --peers ray_train
-    python benchmarks/recovery.py --fault all --runs 5                the whole table; about TAKES
+    python benchmarks/recovery.py --fault all --runs 5                the whole table; 2.5 hours on two cores
     python benchmarks/recovery.py --fault all --json --out result.json
 """
 
@@ -59,6 +59,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint-every", type=int, default=10, help="steps between durable checkpoints, in all")
     parser.add_argument("--spare-node", action="store_true", help="a third node has room for the ranks of a lost one")
+    parser.add_argument(
+        "--spare-core", action="store_true", help="checkpoint: ranks share a core, the rest has another"
+    )
     parser.add_argument("--limit", type=float, default=180.0, metavar="S", help="wait so long for a step (default 180)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which the faults come")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -99,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for stage in stages:
                 peers = chosen.for_case(case, arguments.peers, sharded_only=stage != stages[0])
                 if case == "checkpoint":
-                    measured.append(checkpoint_stall.measure(bench, stage, peers))
+                    measured.append(checkpoint_stall.measure(bench, stage, peers, arguments.spare_core))
                 else:
                     measured.append(faults.measure(bench, case, stage, peers))
     finally:

@@ -83,7 +83,7 @@ def strike(peer: Peer, trial: Trial, setup: Setup, folder: Path) -> Recovery | U
         notes = read_notes(events)
         if ended is not None:
             return Unrecovered(time.time() - begun, _last_words(notes, old) or ended)
-        return _recovery(notes, old, begun, marks, survivor.at, rank)
+        return _recovery(notes, _first_steps(notes, old, world_size), begun, marks, survivor.at, rank)
 
 
 def described(setup: Setup, folder: Path) -> str:
@@ -156,18 +156,22 @@ def _newest_group(notes: list[Note]) -> dict[int, int]:
     return {note["rank"]: note["pid"] for note in notes if note["event"] == "step"}
 
 
-def _first_steps(notes: list[Note], old: set[Hashable]) -> list[Note]:
-    """The first step of each rank of the newest group."""
+def _first_steps(notes: list[Note], old: set[Hashable], world_size: int | None = None) -> list[Note]:
+    """The first step of each rank of the new group; with `world_size`, of a group of that size."""
     firsts: dict[int, Note] = {}
     for note in notes:
-        if note["event"] == "step" and _group(note) not in old:
+        if (
+            note["event"] == "step"
+            and _group(note) not in old
+            and note["world_size"] == (world_size or note["world_size"])
+        ):
             firsts.setdefault(note["rank"], note)
     return list(firsts.values())
 
 
 def _back(notes: list[Note], old: set[Hashable], world_size: int | None) -> bool:
-    firsts = _first_steps(notes, old)
-    return bool(firsts) and len(firsts) >= (world_size or firsts[0]["world_size"])
+    firsts = _first_steps(notes, old, world_size)
+    return bool(firsts) and len(firsts) >= firsts[0]["world_size"]
 
 
 def _last_words(notes: list[Note], old: set[Hashable]) -> str:
@@ -176,10 +180,15 @@ def _last_words(notes: list[Note], old: set[Hashable]) -> str:
 
 
 def _recovery(
-    notes: list[Note], old: set[Hashable], begun: float, marks: dict[str, float], torn_down_at: float | None, rank: int
+    notes: list[Note],
+    firsts: list[Note],
+    begun: float,
+    marks: dict[str, float],
+    torn_down_at: float | None,
+    rank: int,
 ) -> Recovery:
-    firsts = _first_steps(notes, old)
-    before = [note for note in notes if note["event"] == "step" and _group(note) in old]
+    back_at = min(note["at"] for note in firsts)
+    before = [note for note in notes if note["event"] == "step" and note["at"] < back_at]
     pids = {note["pid"] for note in firsts}
     if torn_down_at is not None:
         marks["detect, tear down"] = torn_down_at

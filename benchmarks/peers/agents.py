@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 from two_nodes import Job, last_words
 
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+"""Agents give their ranks half a minute, and these may be waiting for each other."""
 
 
 @dataclass

@@ -61,6 +61,13 @@ class TorchrunJob(Agents):
             *(str(SCRIPT), self.described),
         ]
 
+    def environment(self, number: int) -> dict[str, str]:
+        """Without this a restart can hang with torch 2.13: ranks meet in the store of the rounds before.
+
+        `_create_c10d_store` counts on a new store for each round, and the agent keeps the first one.
+        """
+        return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
     def wait_for_store(self) -> None:
         """An agent that comes before the first one listens would open a store of its own."""
         end = time.monotonic() + START_TIMEOUT_S

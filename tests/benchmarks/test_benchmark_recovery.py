@@ -45,7 +45,9 @@ def test_a_peer_is_back_when_each_rank_of_a_new_group_has_done_a_step() -> None:
     assert not strike_peer._back([*old, *new, *first[:1]], groups, None)
     notes = [*old, *new, *first]
     assert strike_peer._back(notes, groups, None)
-    found = strike_peer._recovery(notes, groups, begun=123.5, marks={}, torn_down_at=125.0, rank=1)
+    found = strike_peer._recovery(
+        notes, strike_peer._first_steps(notes, groups), begun=123.5, marks={}, torn_down_at=125.0, rank=1
+    )
     assert found.seconds == 16.5
     assert found.pause_s == 17.0
     assert found.steps_lost == 4
@@ -70,7 +72,7 @@ def test_survivors_that_keep_their_process_are_a_new_group_by_its_name() -> None
     assert not strike_peer._back([*old, *late], groups, None)
     new = notes_of([11], range(11, 12), at=116.0, group=5)
     assert strike_peer._back([*old, *late, *new], groups, None)
-    found = strike_peer._recovery([*old, *late, *new], groups, 109.0, {}, None, rank=1)
+    found = strike_peer._recovery([*old, *late, *new], new, 109.0, {}, None, rank=1)
     assert (found.seconds, found.steps_lost, found.world_size) == (7.0, 0, 1)
     assert found.phases_s == {"first step": 7.0}
 
@@ -82,6 +84,17 @@ def test_a_job_that_was_to_grow_is_back_at_the_new_size_only() -> None:
     assert not strike_peer._back([*old, *again], groups, world_size=2)
     grown = notes_of([31, 32], range(5, 6), at=130.0)
     assert strike_peer._back([*old, *grown], groups, world_size=2)
+
+
+def test_a_step_in_which_one_that_comes_only_copies_is_none_of_the_larger_group() -> None:
+    old = notes_of([11], range(1, 10), at=100.0, group=1)
+    groups = {strike_peer._group(note) for note in old}
+    healing = [{**note, "world_size": 1} for note in notes_of([11, 21], range(10, 11), at=110.0, group=2)]
+    assert not strike_peer._back([*old, *healing], groups, world_size=2)
+    notes = [*old, *healing, *notes_of([11, 21], range(11, 12), at=110.5, group=2)]
+    assert strike_peer._back(notes, groups, world_size=2)
+    found = strike_peer._recovery(notes, strike_peer._first_steps(notes, groups, 2), 107.0, {}, None, rank=0)
+    assert (found.seconds, found.pause_s, found.steps_lost, found.world_size) == (3.5, 0.5, 0, 2)
 
 
 def test_runs_that_never_recovered_have_no_median() -> None:

@@ -75,11 +75,11 @@ def _ours(bench: Bench, settings: list[str], wanted: int, spare_core: bool) -> t
         begun = time.time()
         # the last of them is complete only with the steps after it
         _wait(lambda: len(_written(storage / NAME, begun)) > wanted, train.require_running)
-    events = list(read_journal(storage / NAME))
-    ends = {e.step: e.finished_at for e in events if isinstance(e, StepCommitted) and e.begun_at > begun}
-    written = _written(storage / NAME, begun)
-    found = {e.step: (e.at, e.seconds, e.stall_s) for e in written if e.step in ends}
-    return stalls_of(ends, found)[:wanted], written[-1].num_bytes
+        num_bytes = _written(storage / NAME, begun)[-1].num_bytes
+    written = {e.step: (e.at, e.seconds) for e in _written(storage / NAME, begun)}
+    steps = [e for e in read_journal(storage / NAME) if isinstance(e, StepCommitted) and e.begun_at > begun]
+    waits_s = {e.step: e.snapshot_stall_s for e in steps}
+    return stalls_of({e.step: e.finished_at for e in steps}, waits_s, written)[:wanted], num_bytes
 
 
 def _written(run: Path, since: float) -> list[CheckpointWritten]:

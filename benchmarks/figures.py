@@ -47,7 +47,7 @@ class Stall:
     stalled_s: float
     """Seconds by which training came later than without the checkpoint."""
     waited_s: float
-    """Of these, seconds in which a rank waited for it; the others went to work that took its processor."""
+    """Of these, seconds in which a rank waited; in the others it computed, and shared its processor with the write."""
     write_s: float
     """Until the checkpoint was complete."""
 
@@ -85,28 +85,26 @@ def summary_of_stalls(stalls: Sequence[Stall]) -> dict[str, Any]:
     }
 
 
-def stalls_of(ends: Mapping[int, float], written: Mapping[int, tuple[float, float, float]]) -> list[Stall]:
-    """What each checkpoint cost in time, from when steps ended and (written at, seconds, waited) by step.
+def stalls_of(
+    ends: Mapping[int, float], waits_s: Mapping[int, float], written: Mapping[int, tuple[float, float]]
+) -> list[Stall]:
+    """What each checkpoint cost: from when steps ended, how long ranks waited in each, and (written at, seconds).
 
     The steps that ended after the checkpoint's own until it was written, and one more, beside as many times the median
-    of the steps in which nothing was written. A checkpoint before whose end the record stops is left out.
+    of the other steps until the next checkpoint's: a machine's speed drifts. A checkpoint for which the record stops
+    too early is left out.
     """
     took = {step: end - ends[step - 1] for step, end in ends.items() if step - 1 in ends}
-    beside: dict[int, list[int]] = {}
-    for step, (at, _, _) in written.items():
-        until = next((s for s in range(step + 1, max(took) + 1) if s in ends and ends[s] >= at), None)
-        if until is not None and until + 1 in took:
-            beside[step] = [s for s in range(step + 1, until + 2) if s in took]
-    busy = {s for steps in beside.values() for s in steps}
-    calm = median(seconds for step, seconds in took.items() if step not in busy)
-    return [
-        Stall(
-            stalled_s=sum(took[s] for s in steps) - calm * len(steps),
-            waited_s=written[step][2],
-            write_s=written[step][1],
-        )
-        for step, steps in beside.items()
-    ]
+    found = []
+    for step, (at, write_s) in written.items():
+        following = min((other for other in written if other > step), default=max(ends))
+        until = next((s for s in range(step + 1, following) if s in took and ends[s] >= at), following)
+        beside = [s for s in range(step + 1, until + 2) if s in took]
+        others = [took[s] for s in range(until + 2, following + 1) if s in took]
+        if others:
+            later = sum(took[s] for s in beside) - len(beside) * median(others)
+            found.append(Stall(later, sum(waits_s[s] for s in beside), write_s))
+    return found
 
 
 def pace(ends: Iterable[float]) -> float:

@@ -27,7 +27,8 @@ def rows_of(case: dict[str, Any]) -> list[list[str]]:
     """A case beside each of its peers, or alone."""
     title = TITLES[case["case"]].format(case["zero_stage"])
     if case["case"] == "checkpoint":
-        return _rows(case, f"{title}: training later by", "median_stalled_s")
+        later = _rows(case, f"{title}: training later by", "median_stalled_s")
+        return later + _rows(case, f"{title}: ranks waited", "median_waited_s")
     rows = _rows(case, f"{title}: first new step", "median_s")
     return rows + (_rows(case, f"{title}: pause", "median_pause_s") if case["case"] == "join" else [])
 
@@ -62,7 +63,7 @@ def _splits(case: dict[str, Any]) -> list[str]:
     if case["case"] == "checkpoint":
         return [
             f"{title}, {who}: {len(found['checkpoints'])} checkpoints of {case['num_bytes'] / 1e6:.0f} MB, complete "
-            f"after {found['median_write_s']:.2f} s, in which ranks waited {found['median_waited_s']:.3f} s"
+            f"after {found['median_write_s']:.2f} s"
             for who, found in _all(case)
         ]
     told = []

@@ -106,13 +106,15 @@ def test_runs_that_never_recovered_have_no_median() -> None:
 
 
 def test_a_checkpoint_costs_what_the_steps_beside_it_took_longer() -> None:
-    took = dict.fromkeys(range(1, 31), 1.0) | {11: 1.5, 12: 1.2, 21: 1.5, 22: 1.2}
+    slow = dict.fromkeys(range(21, 31), 2.0)  # the machine is slower from here on
+    took = dict.fromkeys(range(1, 21), 1.0) | slow | {11: 1.5, 12: 1.2, 21: 2.5, 22: 2.2}
     ends, at = {}, 0.0
     for step, seconds in took.items():
         at += seconds
         ends[step] = at
-    written = {10: (ends[11] - 0.1, 1.3, 0.25), 20: (ends[21] - 0.1, 1.3, 0.0), 30: (99.0, 1.3, 0.0)}
-    stalls = stalls_of(ends, written)
+    waits_s = dict.fromkeys(took, 0.0) | {11: 0.25}
+    written = {10: (ends[11] - 0.1, 1.3), 20: (ends[21] - 0.1, 1.3), 30: (at + 1.0, 1.3)}
+    stalls = stalls_of(ends, waits_s, written)
     assert [stall.stalled_s for stall in stalls] == pytest.approx([0.7, 0.7])
     assert [stall.waited_s for stall in stalls] == [0.25, 0.0]
     assert [stall.write_s for stall in stalls] == [1.3, 1.3]
@@ -139,7 +141,7 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "peers": {"zero": {"title": "Zero", **summary_of_stalls([Stall(1.0, 1.0, 1.0)])}},
     }
     text = told({"machine": MACHINE, "cases": [node, checkpoint]})
-    rows = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()[2:7]]
+    rows = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()[2:8]]
     assert [cell.strip() for cell in rows[1]] == [
         "node lost, ZeRO 1: first new step",
         "0.50",
@@ -151,6 +153,13 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
     ]
     assert [cell.strip() for cell in rows[2]][2:] == ["Ddp", "50.00", "100.0", "0", "7 7"]
     assert [cell.strip() for cell in rows[3]][4] == "2.0%"
+    assert [cell.strip() for cell in rows[4]][:5] == [
+        "checkpoint, ZeRO 1: ranks waited",
+        "0.00",
+        "Zero",
+        "1.00",
+        "0.0%",
+    ]
     assert "no step for 180 s; AssertionError: no" in text
     json.dumps([node, checkpoint])
 

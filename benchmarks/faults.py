@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import elastictrain_run
+import psutil
 import strike_elastictrain
 import strike_peer
 from figures import Recovery, Unrecovered, summary
@@ -44,7 +47,7 @@ class Bench:
 def measure(bench: Bench, fault: Fault, zero_stage: int, peers: Sequence[Peer]) -> dict[str, Any]:
     """All runs of one case, in turns."""
     moments = random.Random(bench.seed)
-    ours: list[Recovery] = []
+    ours: list[Recovery | Unrecovered] = []
     theirs: dict[str, list[Recovery | Unrecovered]] = {peer.key: [] for peer in peers}
     for number in range(bench.runs):
         trial = Trial(
@@ -58,25 +61,39 @@ def measure(bench: Bench, fault: Fault, zero_stage: int, peers: Sequence[Peer]) 
             limit_s=bench.limit_s,
             spare_nodes=bench.spare_nodes if fault == "node" else 0,
         )
-        folder, storage = bench.folder / trial.name, bench.folder / "runs"
-        with processes_of(folder):
-            ours.append(strike_elastictrain.strike(trial, bench.job, bench.overrides, folder, storage))
-        _tell("elastictrain", trial, ours[-1])
+        ours.append(_in_a_folder(bench.folder / trial.name, partial(_elastictrain, bench, trial)))
         for peer in peers:
-            # where ZeRO does not come back it takes the whole limit to see that, and once is enough
-            if any(isinstance(run, Unrecovered) for run in theirs[peer.key]):
-                continue
-            folder = bench.folder / f"{trial.name}-{peer.key}"
-            folder.mkdir()
-            with processes_of(folder):
-                theirs[peer.key].append(strike_peer.strike(peer, trial, setup_of(bench, trial, peer, folder), folder))
-            _tell(peer.title, trial, theirs[peer.key][-1])
+            # who does not come back takes the whole limit to show it, and once is enough
+            if number == 0 or any(isinstance(run, Recovery) for run in theirs[peer.key]):
+                folder = bench.folder / f"{trial.name}-{peer.key}"
+                theirs[peer.key].append(_in_a_folder(folder, partial(_peer, bench, trial, peer)))
     return {
         "case": fault,
         "zero_stage": zero_stage,
         "elastictrain": summary(ours),
         "peers": {peer.key: {"title": peer.title, **summary(theirs[peer.key])} for peer in peers},
     }
+
+
+def _elastictrain(bench: Bench, trial: Trial, folder: Path) -> Recovery | Unrecovered:
+    return strike_elastictrain.strike(trial, bench.job, bench.overrides, folder, bench.folder / "runs")
+
+
+def _peer(bench: Bench, trial: Trial, peer: Peer, folder: Path) -> Recovery | Unrecovered:
+    return strike_peer.strike(peer, trial, setup_of(bench, trial, peer, folder), folder)
+
+
+def _in_a_folder(folder: Path, strike: Callable[[Path], Recovery | Unrecovered]) -> Recovery | Unrecovered:
+    """One run; one that fails is told, and hours of others go on."""
+    folder.mkdir()
+    begun = time.monotonic()
+    with processes_of(folder):
+        try:
+            run = strike(folder)
+        except (RuntimeError, OSError, psutil.Error) as error:
+            run = Unrecovered(time.monotonic() - begun, str(error))
+    _tell(folder.name, run)
+    return run
 
 
 def setup_of(bench: Bench, trial: Trial, peer: Peer, folder: Path) -> Setup:
@@ -93,7 +110,7 @@ def setup_of(bench: Bench, trial: Trial, peer: Peer, folder: Path) -> Setup:
     )
 
 
-def _tell(who: str, trial: Trial, run: Recovery | Unrecovered) -> None:
+def _tell(who: str, run: Recovery | Unrecovered) -> None:
     match run:
         case Recovery():
             what = (
@@ -102,4 +119,4 @@ def _tell(who: str, trial: Trial, run: Recovery | Unrecovered) -> None:
             )
         case Unrecovered():
             what = f"not back after {run.waited_s:.0f} s: {run.problem}"
-    print(f"{trial.name}, {who}: {what}", file=sys.stderr, flush=True)
+    print(f"{who}: {what}", file=sys.stderr, flush=True)

@@ -53,10 +53,10 @@ class Stall:
 
 
 def summary(runs: Sequence[Recovery | Unrecovered]) -> dict[str, Any]:
-    """Medians, range and all runs; of the seconds only where each run recovered, since one that did not has none."""
+    """Medians and range over the runs that recovered, and all runs."""
     found: dict[str, Any] = {"recovered": sum(isinstance(run, Recovery) for run in runs), "of": len(runs)}
     recovered = [run for run in runs if isinstance(run, Recovery)]
-    if len(recovered) == len(runs):
+    if recovered:
         seconds = [run.seconds for run in recovered]
         found |= {
             "median_s": median(seconds),

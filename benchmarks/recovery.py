@@ -39,10 +39,7 @@ def main() -> None:
     """Parse, measure, print."""
     arguments = _parse()
     result = measure(arguments)
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    print(text if arguments.json else told(result))
+    print(json.dumps(result, indent=2) if arguments.json else told(result))
 
 
 def _parse() -> argparse.Namespace:
@@ -82,7 +79,7 @@ def _stages(text: str) -> list[int]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All cases that were asked for."""
+    """All cases that were asked for; `--out` has each as soon as it is measured."""
     found = machine.describe()
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     cases = CASES if arguments.fault == "all" else (arguments.fault,)
@@ -96,6 +93,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         spare_nodes=int(arguments.spare_node),
     )
     measured: list[dict[str, Any]] = []
+    result = {"machine": found, "checkpoint_every": arguments.checkpoint_every, "cases": measured}
     try:
         for case in cases:
             stages = arguments.zero or ([1, 2, 3] if arguments.fault == "all" and case == "worker" else [1])
@@ -105,9 +103,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     measured.append(checkpoint_stall.measure(bench, stage, peers, arguments.spare_core))
                 else:
                     measured.append(faults.measure(bench, case, stage, peers))
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"machine": found, "checkpoint_every": arguments.checkpoint_every, "cases": measured}
+    return result
 
 
 if __name__ == "__main__":

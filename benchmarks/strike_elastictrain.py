@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elastictrain_run import COMMAND, ask, wait_until_ready
-from figures import Recovery, pace, phases_between
+from figures import Recovery, Unrecovered, pace, phases_between
 from trial import Trial
 from two_nodes import Nodes, local_nodes, running
 
@@ -25,7 +25,7 @@ QUIET_S = 3.0
 PHASES = ("fence", "place", "rendezvous", "engine", "restore")
 
 
-def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage: Path) -> Recovery:
+def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage: Path) -> Recovery | Unrecovered:
     """Train on nodes of its own, do what the trial says, and measure; the run's name is the trial's."""
     settings = [
         *overrides,
@@ -55,7 +55,7 @@ def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage:
             if _first_step(storage / trial.name, old):
                 break
             if time.monotonic() > end:
-                raise RuntimeError(f"elastictrain did no step in a new group within {trial.limit_s:.0f} s")
+                return Unrecovered(time.time() - begun, f"no step in a new group: {ask('status', trial.name, storage)}")
         report = ask("report", trial.name, storage)
         if trial.fault == "join":
             return _joined(storage / trial.name, report, old, begun, marks)

@@ -35,23 +35,25 @@ def rows_of(case: dict[str, Any]) -> list[list[str]]:
 
 def _rows(case: dict[str, Any], title: str, field: str) -> list[list[str]]:
     ours = case["elastictrain"]
-    first = [title, _seconds(ours.get(field))]
+    first = [title, _seconds(ours, field)]
     rows = []
     for peer in case["peers"].values():
-        theirs = peer.get(field)
-        mine = ours[field]
-        if theirs is None:
-            ratio, shown = "-", f"never ({peer['recovered']} of {peer['of']})"
+        theirs, mine = peer.get(field), ours.get(field)
+        if theirs is None or mine is None:
+            ratio = "-"
         elif case["case"] == "checkpoint":
-            ratio, shown = f"{mine / theirs:.1%}", _seconds(theirs)
+            ratio = f"{mine / theirs:.1%}"
         else:
-            ratio, shown = f"{theirs / mine:.1f}", _seconds(theirs)
-        rows.append([*first, peer["title"], shown, ratio, _lost(ours), _lost(peer)])
+            ratio = f"{theirs / mine:.1f}"
+        rows.append([*first, peer["title"], _seconds(peer, field), ratio, _lost(ours), _lost(peer)])
     return rows or [[*first, "-", "-", "-", _lost(ours), "-"]]
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _seconds(found: dict[str, Any], field: str) -> str:
+    if field not in found:
+        return "never"
+    recovered = "" if found.get("recovered") == found.get("of") else f" ({found['recovered']} of {found['of']})"
+    return f"{found[field]:.2f}{recovered}"
 
 
 def _lost(found: dict[str, Any]) -> str:
@@ -70,7 +72,7 @@ def _splits(case: dict[str, Any]) -> list[str]:
     for who, found in _all(case):
         for run in found["runs"]:
             if "problem" in run:
-                told.append(f"{title}, {who}: no step for {run['waited_s']:.0f} s; {run['problem']}")
+                told.append(f"{title}, {who}: not back after {run['waited_s']:.0f} s; {run['problem']}")
         if "median_s" in found:
             sizes = sorted({run["world_size"] for run in found["runs"]})
             phases = ", ".join(f"{phase} {took:.2f}" for phase, took in found["median_phases_s"].items())

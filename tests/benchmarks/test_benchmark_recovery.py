@@ -97,11 +97,12 @@ def test_a_step_in_which_one_that_comes_only_copies_is_none_of_the_larger_group(
     assert (found.seconds, found.pause_s, found.steps_lost, found.world_size) == (3.5, 0.5, 0, 2)
 
 
-def test_runs_that_never_recovered_have_no_median() -> None:
+def test_medians_are_of_the_runs_that_recovered() -> None:
     recovered = Recovery(0.5, 0.6, 0, {"detect": 0.5}, rank=1, world_size=1, step_s=0.2)
     found = summary([recovered, Unrecovered(90.0, "its state is of 2 ranks")])
     assert (found["recovered"], found["of"]) == (1, 2)
-    assert "median_s" not in found
+    assert found["median_s"] == 0.5
+    assert "median_s" not in summary([Unrecovered(90.0, "no")])
     assert found["runs"][1] == {"waited_s": 90.0, "problem": "its state is of 2 ranks"}
 
 
@@ -130,7 +131,7 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "elastictrain": summary([ours]),
         "peers": {
             "zero": {"title": "Zero", **summary([never])},
-            "ddp": {"title": "Ddp", **summary([theirs, theirs])},
+            "ddp": {"title": "Ddp", **summary([theirs, theirs, never])},
         },
     }
     checkpoint = {
@@ -146,12 +147,12 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "node lost, ZeRO 1: first new step",
         "0.50",
         "Zero",
-        "never (0 of 1)",
+        "never",
         "-",
         "0",
         "-",
     ]
-    assert [cell.strip() for cell in rows[2]][2:] == ["Ddp", "50.00", "100.0", "0", "7 7"]
+    assert [cell.strip() for cell in rows[2]][2:] == ["Ddp", "50.00 (2 of 3)", "100.0", "0", "7 7"]
     assert [cell.strip() for cell in rows[3]][4] == "2.0%"
     assert [cell.strip() for cell in rows[4]][:5] == [
         "checkpoint, ZeRO 1: ranks waited",
@@ -160,7 +161,7 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "1.00",
         "0.0%",
     ]
-    assert "no step for 180 s; AssertionError: no" in text
+    assert "not back after 180 s; AssertionError: no" in text
     json.dumps([node, checkpoint])
 
 

@@ -74,9 +74,10 @@ def _splits(case: dict[str, Any]) -> list[str]:
             if "problem" in run:
                 told.append(f"{title}, {who}: not back after {run['waited_s']:.0f} s; {run['problem']}")
         if "median_s" in found:
-            sizes = sorted({run["world_size"] for run in found["runs"]})
+            back = [run for run in found["runs"] if "seconds" in run]
+            sizes = sorted({run["world_size"] for run in back})
             phases = ", ".join(f"{phase} {took:.2f}" for phase, took in found["median_phases_s"].items())
-            step_s = found["runs"][-1]["step_s"]
+            step_s = back[-1]["step_s"]
             told.append(
                 f"{title}, {who}: {found['min_s']:.2f} to {found['max_s']:.2f} s, pause {found['median_pause_s']:.2f}, "
                 f"goes on with {' or '.join(map(str, sizes))} ranks, a step took {step_s:.2f}; {phases}"

@@ -33,22 +33,21 @@ from elastictrain.tracking.journal import read_journal
 
 LARGER = ["model.hidden_size=512", "model.num_layers=6", "model.num_heads=8", "train.global_batch=8"]
 LARGER += ["train.micro_batch=4", "data.seq_len=64"]
-"""On jobs/llm_tiny.yaml: some 20 million parameters, 240 MB with both moments."""
+"""On jobs/llm_tiny.yaml: 212 MB with both moments."""
 PER_RUN = 3
 """Checkpoints for each run that was asked for; the first of all is left out."""
 TIMEOUT_S = 600.0
-NAME = "checkpoint"
 
 
 def measure(bench: Bench, zero_stage: int, peers: Sequence[Peer], spare_core: bool = False) -> dict[str, Any]:
     """The durable checkpoints of one run of each platform."""
-    wanted = PER_RUN * bench.runs + 1
+    wanted, name = PER_RUN * bench.runs + 1, f"checkpoint-zero{zero_stage}"
     settings = [*bench.overrides, *LARGER, f"parallel.zero_stage={zero_stage}"]
-    ours, num_bytes = _ours(bench, settings, wanted, spare_core)
+    ours, num_bytes = _ours(bench, name, settings, wanted, spare_core)
     _tell("elastictrain", ours)
     theirs = {}
     for peer in peers:
-        theirs[peer.key] = _theirs(bench, settings, peer, wanted)
+        theirs[peer.key] = _theirs(bench, name, settings, peer, wanted)
         _tell(peer.title, theirs[peer.key])
     return {
         "case": "checkpoint",
@@ -60,24 +59,24 @@ def measure(bench: Bench, zero_stage: int, peers: Sequence[Peer], spare_core: bo
     }
 
 
-def _ours(bench: Bench, settings: list[str], wanted: int, spare_core: bool) -> tuple[list[Stall], int]:
-    folder, storage = bench.folder / NAME, bench.folder / "runs"
+def _ours(bench: Bench, name: str, settings: list[str], wanted: int, spare_core: bool) -> tuple[list[Stall], int]:
+    folder, storage = bench.folder / name, bench.folder / "runs"
     command = [str(elastictrain_run.COMMAND), "train", str(bench.job), *settings]
-    command += [f"run.name={NAME}", f"run.storage={storage}"]
+    command += [f"run.name={name}", f"run.storage={storage}"]
     with (
         processes_of(folder),
         local_nodes(folder, WORLD_SIZE) as nodes,
         running(command, folder / "elastictrain.log", nodes.address) as train,
     ):
-        status = elastictrain_run.wait_until_ready(train, NAME, storage, bench.checkpoint_every)
+        status = elastictrain_run.wait_until_ready(train, name, storage, bench.checkpoint_every)
         if spare_core:
             _share_a_core([worker["pid"] for worker in status["workers"]])
         begun = time.time()
         # the last of them is complete only with the steps after it
-        _wait(lambda: len(_written(storage / NAME, begun)) > wanted, train.require_running)
-        num_bytes = _written(storage / NAME, begun)[-1].num_bytes
-    written = {e.step: (e.at, e.seconds) for e in _written(storage / NAME, begun)}
-    steps = [e for e in read_journal(storage / NAME) if isinstance(e, StepCommitted) and e.begun_at > begun]
+        _wait(lambda: len(_written(storage / name, begun)) > wanted, train.require_running)
+        num_bytes = _written(storage / name, begun)[-1].num_bytes
+    written = {e.step: (e.at, e.seconds) for e in _written(storage / name, begun)}
+    steps = [e for e in read_journal(storage / name) if isinstance(e, StepCommitted) and e.begun_at > begun]
     waits_s = {e.step: e.snapshot_stall_s for e in steps}
     return stalls_of({e.step: e.finished_at for e in steps}, waits_s, written)[:wanted], num_bytes
 
@@ -86,14 +85,14 @@ def _written(run: Path, since: float) -> list[CheckpointWritten]:
     return [e for e in read_journal(run) if isinstance(e, CheckpointWritten) and e.at - e.seconds > since]
 
 
-def _theirs(bench: Bench, settings: list[str], peer: Peer, wanted: int) -> list[Stall]:
-    folder = bench.folder / f"{NAME}-{peer.key}"
+def _theirs(bench: Bench, name: str, settings: list[str], peer: Peer, wanted: int) -> list[Stall]:
+    folder = bench.folder / f"{name}-{peer.key}"
     folder.mkdir()
     setup = Setup(
         name=folder.name,
         engine="deepspeed",
         config=TrainConfig.load(bench.job, settings).to_dict(),
-        data_folder=str(elastictrain_run.data_folder(NAME, bench.folder / "runs")),
+        data_folder=str(elastictrain_run.data_folder(name, bench.folder / "runs")),
         storage=str(folder / "storage"),
         checkpoint_every=bench.checkpoint_every,
         events=str(folder / "notes.jsonl"),

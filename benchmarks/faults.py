@@ -54,7 +54,7 @@ def measure(bench: Bench, fault: Fault, zero_stage: int, peers: Sequence[Peer]) 
             name=f"{fault}-zero{zero_stage}-{number}",
             fault=fault,
             zero_stage=zero_stage,
-            rank=0 if fault == "join" else (number + 1) % WORLD_SIZE,
+            rank=1 if fault == "join" else (number + 1) % WORLD_SIZE,
             offset=moments.randrange(bench.checkpoint_every),
             wait_s=moments.random(),
             checkpoint_every=bench.checkpoint_every,

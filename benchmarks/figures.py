@@ -24,7 +24,7 @@ class Recovery:
     phases_s: dict[str, float]
     """Where the seconds went, in order; their sum is `seconds`. Empty where that can't be seen."""
     rank: int
-    """The rank that was killed; of a node that came, the one it got."""
+    """The rank that was killed, or came."""
     world_size: int
     """Ranks in the new group."""
     step_s: float

@@ -58,7 +58,7 @@ def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage:
                 return Unrecovered(time.time() - begun, f"no step in a new group: {ask('status', trial.name, storage)}")
         report = ask("report", trial.name, storage)
         if trial.fault == "join":
-            return _joined(storage / trial.name, report, old, begun, marks)
+            return _joined(storage / trial.name, report, old, begun, rank, marks)
         return _recovered(storage / trial.name, report, old, begun, rank)
 
 
@@ -89,17 +89,16 @@ def _recovered(run: Path, report: Any, old: int, begun: float, rank: int) -> Rec
     return _measured(run, old, begun, {"detect": detected_at}, failure["lost_steps"], rank)
 
 
-def _joined(run: Path, report: Any, old: int, begun: float, marks: dict[str, float]) -> Recovery:
+def _joined(run: Path, report: Any, old: int, begun: float, rank: int, marks: dict[str, float]) -> Recovery:
     events = list(read_journal(run))
     last = max(e.finished_at for e in events if isinstance(e, StepCommitted) and e.generation == old)
-    # the group may grow with the standby that it has, and the new node's worker become the next one
     warm = [e.at for e in events if isinstance(e, WorkerStarted) and begun < e.at < last]
     marks["worker warm"] = max([*warm, *marks.values()])
     marks["last step"] = max(last, *marks.values())
-    return _measured(run, old, begun, marks, report["lost_steps"])
+    return _measured(run, old, begun, marks, report["lost_steps"], rank)
 
 
-def _measured(run: Path, old: int, begun: float, marks: dict[str, float], lost: int, rank: int = -1) -> Recovery:
+def _measured(run: Path, old: int, begun: float, marks: dict[str, float], lost: int, rank: int) -> Recovery:
     """`marks` tells what happened before the old group was fenced."""
     events = list(read_journal(run))
     before = [e.finished_at for e in events if isinstance(e, StepCommitted) and e.generation <= old]
@@ -116,7 +115,7 @@ def _measured(run: Path, old: int, begun: float, marks: dict[str, float], lost: 
         pause_s=first.finished_at - before[-1],
         steps_lost=lost,
         phases_s=phases_between(marks, begun),
-        rank=rank if rank >= 0 else new.world_size - 1,
+        rank=rank,
         world_size=new.world_size,
         step_s=pace(at for at in before if at < begun),
     )

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from figures import Recovery, Unrecovered, pace, phases_between
 from peers.notes import Note, Setup, read_notes
-from trial import Trial
+from trial import WORLD_SIZE, Trial
 
 START_TIMEOUT_S = 180.0
 LOOK_EVERY_S = 0.05
@@ -67,7 +67,7 @@ def strike(peer: Peer, trial: Trial, setup: Setup, folder: Path) -> Recovery | U
         rank, old = trial.rank, {_group(note) for note in read_notes(events)}
         if trial.fault == "node" and job.on_head(pids[rank]):
             rank = next(r for r in pids if not job.on_head(pids[r]))
-        survivor = _Exit(next(pid for other, pid in pids.items() if other != rank or trial.fault == "join"))
+        survivor = _Exit(next(pid for other, pid in pids.items() if other != rank))
         begun = time.time()
         marks: dict[str, float] = {}
         match trial.fault:
@@ -78,7 +78,7 @@ def strike(peer: Peer, trial: Trial, setup: Setup, folder: Path) -> Recovery | U
             case "join":
                 job.add_node()
                 marks["node up"] = time.time()
-        world_size = 2 if trial.fault == "join" else None
+        world_size = WORLD_SIZE if trial.fault == "join" else None
         ended = _wait(events, job, lambda notes: _back(notes, old, world_size), trial.limit_s, survivor.look)
         notes = read_notes(events)
         if ended is not None:

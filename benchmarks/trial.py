@@ -30,7 +30,7 @@ class Trial:
     """SIGKILL of a rank's process; of its whole node; or, of one node, a second one that comes."""
     zero_stage: int
     rank: int
-    """Whose process or node is killed, unless that is the head's."""
+    """Whose process or node is killed, unless that is the head's; or who comes with the node."""
     offset: int
     """Steps after a checkpoint at which it happens."""
     wait_s: float

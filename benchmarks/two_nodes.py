@@ -52,7 +52,7 @@ class Nodes:
         return bool(psutil.Process(pid).ppid() == self._raylet(self.cluster.head_node))
 
     def kill_node_of(self, pid: int) -> None:
-        """SIGKILL to the raylet of this process and to everything that it started; then a new node comes."""
+        """SIGKILL to the raylet of this process and to everything that it started."""
         raylet = psutil.Process(pid).parent()
         assert raylet is not None
         doomed = [raylet, *raylet.children(recursive=True)]

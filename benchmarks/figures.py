@@ -16,33 +16,95 @@ class Recovery:
     """One fault and the recovery from it."""
 
     seconds: float
-    """From the kill until every rank of the new group had done its first step."""
+    """From the fault (or a node's start) until every rank of the new group had done its first step."""
+    pause_s: float
+    """From the last step of the old group to the first of the new one, that step included."""
     steps_lost: int
     """Steps that some rank had completed and that had to be done again."""
     phases_s: dict[str, float]
-    """Where the seconds went, in order; their sum is `seconds`."""
+    """Where the seconds went, in order; their sum is `seconds`. Empty where that can't be seen."""
     rank: int
-    """The rank that was killed."""
+    """The rank that was killed, or came."""
+    world_size: int
+    """Ranks in the new group."""
     step_s: float
     """What a step took shortly before the fault: the first new step is part of `seconds`."""
 
 
-def summary(runs: Sequence[Recovery]) -> dict[str, Any]:
-    """Median, range and all runs."""
-    seconds = [run.seconds for run in runs]
-    return {
-        "median_s": median(seconds),
-        "min_s": min(seconds),
-        "max_s": max(seconds),
-        "steps_lost": [run.steps_lost for run in runs],
-        "median_phases_s": median_phases(runs),
-        "runs": [asdict(run) for run in runs],
-    }
+@dataclass(frozen=True, slots=True)
+class Unrecovered:
+    """One fault after which no step was done any more."""
+
+    waited_s: float
+    problem: str
+    """What the job said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """One durable checkpoint while training went on, or stood still."""
+
+    stalled_s: float
+    """Seconds by which training came later than without the checkpoint."""
+    waited_s: float
+    """Of these, seconds in which a rank waited; in the others it computed, and shared its processor with the write."""
+    write_s: float
+    """Until the checkpoint was complete."""
+
+
+def summary(runs: Sequence[Recovery | Unrecovered]) -> dict[str, Any]:
+    """Medians and range over the runs that recovered, and all runs."""
+    found: dict[str, Any] = {"recovered": sum(isinstance(run, Recovery) for run in runs), "of": len(runs)}
+    recovered = [run for run in runs if isinstance(run, Recovery)]
+    if recovered:
+        seconds = [run.seconds for run in recovered]
+        found |= {
+            "median_s": median(seconds),
+            "min_s": min(seconds),
+            "max_s": max(seconds),
+            "median_pause_s": median(run.pause_s for run in recovered),
+            "steps_lost": [run.steps_lost for run in recovered],
+            "median_phases_s": median_phases(recovered),
+        }
+    return {**found, "runs": [asdict(run) for run in runs]}
 
 
 def median_phases(runs: Sequence[Recovery]) -> dict[str, float]:
     """The median of each phase over the runs; these need not sum to the median of the whole."""
-    return {phase: median(run.phases_s[phase] for run in runs) for phase in runs[0].phases_s}
+    named = {phase: None for run in runs for phase in run.phases_s}
+    return {phase: median(run.phases_s[phase] for run in runs if phase in run.phases_s) for phase in named}
+
+
+def summary_of_stalls(stalls: Sequence[Stall]) -> dict[str, Any]:
+    """Medians over the checkpoints, and each of them."""
+    return {
+        "median_stalled_s": median(stall.stalled_s for stall in stalls),
+        "median_waited_s": median(stall.waited_s for stall in stalls),
+        "median_write_s": median(stall.write_s for stall in stalls),
+        "checkpoints": [asdict(stall) for stall in stalls],
+    }
+
+
+def stalls_of(
+    ends: Mapping[int, float], waits_s: Mapping[int, float], written: Mapping[int, tuple[float, float]]
+) -> list[Stall]:
+    """What each checkpoint cost: from when steps ended, how long ranks waited in each, and (written at, seconds).
+
+    The steps that ended after the checkpoint's own until it was written, and one more, beside as many times the median
+    of the other steps until the next checkpoint's: a machine's speed drifts. A checkpoint for which the record stops
+    too early is left out.
+    """
+    took = {step: end - ends[step - 1] for step, end in ends.items() if step - 1 in ends}
+    found = []
+    for step, (at, write_s) in written.items():
+        following = min((other for other in written if other > step), default=max(ends))
+        until = next((s for s in range(step + 1, following) if s in took and ends[s] >= at), following)
+        beside = [s for s in range(step + 1, until + 2) if s in took]
+        others = [took[s] for s in range(until + 2, following + 1) if s in took]
+        if others:
+            later = sum(took[s] for s in beside) - len(beside) * median(others)
+            found.append(Stall(later, sum(waits_s[s] for s in beside), write_s))
+    return found
 
 
 def pace(ends: Iterable[float]) -> float:

@@ -33,8 +33,8 @@ from typing import Any
 import bare_loop
 import machine
 import psutil
+from elastictrain_run import COMMAND, ask, data_folder, wait_until_ready
 from figures import table
-from kill_elastictrain import COMMAND, ask, data_folder, wait_until_ready
 from processor_time import between, used
 from turns import take_turns
 from two_nodes import Job, running, two_nodes

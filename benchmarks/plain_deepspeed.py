@@ -22,6 +22,9 @@ from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.zero_config import adamw, deepspeed_config
 from elastictrain.workloads import build_workload
 
+TAG = "state"
+"""Of DeepSpeed's checkpoints: a folder within the folder."""
+
 
 class PlainRank:
     """One rank. The process group exists already; `engine` is DeepSpeed's."""
@@ -65,6 +68,14 @@ class PlainRank:
             self.engine.backward(loss)
             self.engine.step()
         return torch.stack(losses).tolist()
+
+    def save(self, folder: str) -> None:
+        """DeepSpeed's own checkpoint: each rank writes its part."""
+        self.engine.save_checkpoint(folder, tag=TAG)
+
+    def load(self, folder: str) -> None:
+        """Inverse of `save`, at the same world size."""
+        self.engine.load_checkpoint(folder, tag=TAG)
 
     def close(self) -> None:
         """End the stream's thread."""

@@ -1,139 +1,113 @@
-"""How long training stands still when a worker is killed: elastictrain beside Ray Train, in one go on one machine.
+"""What faults, resizes and durable checkpoints cost: elastictrain beside its peers, in one go on one machine.
 
-Two local Ray nodes, the same for both. In turns, each trains the same model on the same data with the same DeepSpeed
-ZeRO-1; then one rank's process gets SIGKILL, from outside, by pid, or with `--fault node` everything on its node, while
-a third node has room for the rank. Measured is the time from the kill until every rank of the new group has done its
-first step, and how many completed steps had to be done again.
+Two local nodes, the same for all; in turns, each platform trains the same model on the same data. Ray Train trains with
+DeepSpeed ZeRO as elastictrain does (and with DDP where its ZeRO does not come back), torchrun elastic and torchft with
+DDP. One fault a trial, from outside:
 
-    python benchmarks/recovery.py                                     a table; 5 to 8 minutes
-    python benchmarks/recovery.py --runs 5 --json --out result.json   one JSON object
-    python benchmarks/recovery.py --peers none                        elastictrain alone
+    worker      SIGKILL of one rank's process
+    node        SIGKILL of all of a node; what is left goes on
+    join        a job on one node gets a second one
+    checkpoint  no fault: a durable checkpoint of a larger model every few steps
+
+    python benchmarks/recovery.py --fault worker                      one case, 3 runs; 12 minutes
+    python benchmarks/recovery.py --fault worker --peers none         elastictrain alone; 2 minutes
+    python benchmarks/recovery.py --fault node --zero 1,2,3 --peers ray_train
+    python benchmarks/recovery.py --fault all --runs 5                the whole table; 2.5 hours on two cores
+    python benchmarks/recovery.py --fault all --json --out result.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import kill_elastictrain
-import kill_ray_train
+import checkpoint_stall
+import faults
 import machine
-from figures import Recovery, summary, table
-from peers.ray_train import Setup
-from two_nodes import local_nodes
-
-from elastictrain.config import TrainConfig
+from peers import chosen
+from told import told
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
-WORLD_SIZE = 2
-NEVER_ENDING = 1_000_000
-"""Steps: both train until they are stopped."""
-PEERS = {"ray_train": "Ray Train", "none": ""}
+CASES = ("worker", "node", "join", "checkpoint")
 
 
 def main() -> None:
     """Parse, measure, print."""
+    arguments = _parse()
+    result = measure(arguments)
+    print(json.dumps(result, indent=2) if arguments.json else told(result))
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fault", choices=[*CASES, "all"], default="worker", help="the case (default worker)")
     parser.add_argument(
-        "--fault",
-        choices=["worker", "node"],
-        default="worker",
-        help="SIGKILL to one rank's process (default), or to all of its node, of three nodes with room for a rank each",
+        "--zero", type=_stages, metavar="N,N", help="ZeRO stages (default 1; of worker in `all`: 1,2,3)"
     )
     parser.add_argument("--runs", type=int, default=3, help="faults per platform (default 3)")
-    parser.add_argument("--peers", choices=list(PEERS), default="ray_train", help="whom to compare with")
-    parser.add_argument("--checkpoint-every", type=int, default=10, help="steps between durable checkpoints, in both")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which the kills come")
+    parser.add_argument(
+        "--peers",
+        default="all",
+        help=f"whom to compare with: {', '.join(chosen.NAMES)}, several with commas, all (default) or none",
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=10, help="steps between durable checkpoints, in all")
+    parser.add_argument("--spare-node", action="store_true", help="a third node has room for the ranks of a lost one")
+    parser.add_argument(
+        "--spare-core", action="store_true", help="checkpoint: ranks share a core, the rest has another"
+    )
+    parser.add_argument("--limit", type=float, default=180.0, metavar="S", help="wait so long for a step (default 180)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which the faults come")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     arguments = parser.parse_args()
-    result = measure(arguments)
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    print(text if arguments.json else told(result))
+    try:
+        arguments.peers = chosen.names(arguments.peers)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _stages(text: str) -> list[int]:
+    stages = [int(stage) for stage in text.split(",")]
+    if not set(stages) <= {1, 2, 3}:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a ZeRO stage that is none of 1, 2, 3")
+    return stages
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All runs, in turns."""
+    """All cases that were asked for; `--out` has each as soon as it is measured."""
     found = machine.describe()
-    overrides = [f"train.steps={NEVER_ENDING}", "faults=[]", f"checkpoint.every={arguments.checkpoint_every}"]
-    config = TrainConfig.load(JOB, overrides).to_dict()
-    moments = random.Random(arguments.seed)
-    ours: list[Recovery] = []
-    theirs: list[Recovery] = []
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
+    cases = CASES if arguments.fault == "all" else (arguments.fault,)
+    bench = faults.Bench(
+        job=JOB,
+        folder=folder,
+        runs=arguments.runs,
+        checkpoint_every=arguments.checkpoint_every,
+        limit_s=arguments.limit,
+        seed=arguments.seed,
+        spare_nodes=int(arguments.spare_node),
+    )
+    measured: list[dict[str, Any]] = []
+    result = {"machine": found, "checkpoint_every": arguments.checkpoint_every, "cases": measured}
     try:
-        whole_nodes = arguments.fault == "node"
-        with local_nodes(folder, WORLD_SIZE + whole_nodes) as cluster:
-            address, nodes = cluster.address, cluster if whole_nodes else None
-            for number in range(arguments.runs):
-                rank = (number + 1) % WORLD_SIZE
-                offset, wait_s = moments.randrange(arguments.checkpoint_every), moments.random()
-                min_step = 2 * arguments.checkpoint_every
-                name = f"run-{number}"
-                ours.append(
-                    kill_elastictrain.recover(name, JOB, overrides, folder, address, rank, min_step, wait_s, nodes)
-                )
-                cluster.replace_dead()
-                _progress("elastictrain", number, ours[-1])
-                if arguments.peers == "none":
-                    continue
-                setup = Setup(
-                    name=f"ray-train-{number}",
-                    config=config,
-                    data_folder=str(kill_elastictrain.data_folder(name, folder / "runs")),
-                    storage=str(folder / "ray-train"),
-                    checkpoint_every=arguments.checkpoint_every,
-                    events=str(folder / f"ray-train-{number}.jsonl"),
-                )
-                theirs.append(kill_ray_train.recover(setup, folder, address, rank, offset, wait_s, nodes))
-                cluster.replace_dead()
-                _progress("Ray Train", number, theirs[-1])
+        for case in cases:
+            stages = arguments.zero or ([1, 2, 3] if arguments.fault == "all" and case == "worker" else [1])
+            for stage in stages:
+                peers = chosen.for_case(case, arguments.peers, sharded_only=stage != stages[0])
+                if case == "checkpoint":
+                    measured.append(checkpoint_stall.measure(bench, stage, peers, arguments.spare_core))
+                else:
+                    measured.append(faults.measure(bench, case, stage, peers))
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    result = {"machine": found, "fault": arguments.fault, "checkpoint_every": arguments.checkpoint_every}
-    result["elastictrain"] = summary(ours)
-    result["ray_train"] = summary(theirs) if theirs else None
-    result["ratio"] = result["ray_train"]["median_s"] / result["elastictrain"]["median_s"] if theirs else None
     return result
-
-
-def _progress(who: str, number: int, run: Recovery) -> None:
-    print(f"run {number + 1}, {who}: {run.seconds:.2f} s, steps lost {run.steps_lost}", file=sys.stderr, flush=True)
-
-
-def told(result: dict[str, Any]) -> str:
-    """The result as tables for people."""
-    measured = {"elastictrain": result["elastictrain"], "Ray Train": result["ray_train"]}
-    rows, splits = [], []
-    for who, found in measured.items():
-        if found is None:
-            continue
-        seconds = " ".join(f"{run['seconds']:.2f}" for run in found["runs"])
-        lost = " ".join(str(run["steps_lost"]) for run in found["runs"])
-        step_s = found["runs"][-1]["step_s"]
-        rows.append([who, f"{found['median_s']:.2f}", seconds, lost, f"{step_s:.2f}"])
-        split = ", ".join(f"{phase} {took:.2f}" for phase, took in found["median_phases_s"].items())
-        splits.append(f"{who}: {split}")
-    header = [f"SIGKILL of a {result['fault']}", "median s", "runs s", "steps lost", "one step s"]
-    ratio = [] if result["ratio"] is None else [f"ratio of the medians: {result['ratio']:.1f}"]
-    parts = [
-        machine.line(result["machine"]),
-        "",
-        table(header, rows),
-        "",
-        *ratio,
-        "median seconds of each phase:",
-        *splits,
-    ]
-    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from typing import Any
 
 import machine
 import psutil
+from elastictrain_run import COMMAND, ask
 from figures import table
-from kill_elastictrain import COMMAND, ask
 from two_nodes import Job, Nodes, local_nodes, running
 
 from elastictrain.cli.runs import find_run

@@ -24,6 +24,8 @@ FIRST_HOST = 11
 NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 STOP_TIMEOUT_S = 60.0
 _SHOWN_LINES = 30
+_TOKEN = secrets.token_hex(32)
+"""One for all clusters of this process: Ray reads it once."""
 
 
 @contextmanager
@@ -50,7 +52,7 @@ class Nodes:
         return bool(psutil.Process(pid).ppid() == self._raylet(self.cluster.head_node))
 
     def kill_node_of(self, pid: int) -> None:
-        """SIGKILL to the raylet of this process and to everything that it started; then a new node comes."""
+        """SIGKILL to the raylet of this process and to everything that it started."""
         raylet = psutil.Process(pid).parent()
         assert raylet is not None
         doomed = [raylet, *raylet.children(recursive=True)]
@@ -81,14 +83,14 @@ def local_nodes(folder: Path, count: int) -> Iterator[Nodes]:
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": _TOKEN,
         "OMP_NUM_THREADS": "1",
     }
     os.environ.pop("RAY_ADDRESS", None)
     # after the environment is set: Ray reads some of it when it is imported
     from ray.cluster_utils import Cluster
 
-    (folder / "ray").mkdir()
+    (folder / "ray").mkdir(parents=True)
     # without a dashboard Ray claims its port all the same
     head = {"temp_dir": str(folder / "ray"), "include_dashboard": False, "dashboard_port": _free_port()}
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
@@ -124,8 +126,13 @@ class Job:
     def require_running(self) -> None:
         """Raise RuntimeError with the end of the job's output when it has ended."""
         if self.process.poll() is not None:
-            told = "\n".join(self.log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+            told = last_words(self.log)
             raise RuntimeError(f"the job ended with status {self.process.returncode}; its last words:\n{told}")
+
+
+def last_words(log: Path) -> str:
+    """The end of a job's output."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
 
 
 @contextmanager

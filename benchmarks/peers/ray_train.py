@@ -1,82 +1,46 @@
-"""The baseline: the same training under Ray Train (v2) with DeepSpeed ZeRO, the way its documentation shows it.
+"""The baseline: the same training under Ray Train (v2), the way its documentation shows it.
 
-`TorchTrainer` over gloo with an elastic number of workers, DeepSpeed's own checkpoint of every rank handed to
-`ray.train.report` every few steps, and a `FailureConfig` that restarts the group. All else is Ray Train's default. The
-loop and the arithmetic are those of plain_deepspeed.py. Each rank appends what it does to a file of JSON lines, from
-which the benchmark reads: loop (the training function was entered), imported, engine, restored, step, checkpoint.
+`TorchTrainer` over gloo with an elastic number of workers, a checkpoint handed to `ray.train.report` every few steps,
+and a `FailureConfig` that restarts the group. All else is Ray Train's default. With the engine `deepspeed` the
+checkpoint is DeepSpeed's own of every rank; with `ddp` it is rank 0's, of the whole state.
 
-    python benchmarks/peers/ray_train.py job.json         the job, on the cluster in RAY_ADDRESS; see `Setup`
+    python benchmarks/peers/ray_train.py job.json         the job, on the cluster in RAY_ADDRESS; see `notes.Setup`
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
-TAG = "state"
 STEP_FILE = "step.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """One job."""
-
-    name: str
-    config: dict[str, Any]
-    """An elastictrain config; model, data, optimisation and ZeRO stage are taken from it."""
-    data_folder: str
-    """Token shards that elastictrain has prepared."""
-    storage: str
-    checkpoint_every: int
-    events: str
-    """File to append what happens to."""
-
-
-def note(path: str, event: str, **fields: Any) -> None:
-    """Append one line; a line this short is written whole, whoever else writes."""
-    with open(path, "a") as file:
-        file.write(json.dumps({"event": event, "at": time.time(), "pid": os.getpid(), **fields}) + "\n")
-
-
-def read_notes(path: Path) -> list[dict[str, Any]]:
-    """What has been appended so far."""
-    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
 
 
 def train_loop(fields: dict[str, Any]) -> None:
     """What each worker of Ray Train runs."""
-    setup = Setup(**fields)
+    sys.path.insert(0, str(BENCHMARKS))
     import ray.train
+    from peers.notes import Setup, teller
 
+    setup = Setup(**fields)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-
-    def tell(event: str, step: int = 0) -> None:
-        note(setup.events, event, rank=rank, world_size=world_size, step=step)
-
+    tell = teller(setup.events, rank, world_size)
     tell("loop")
-    sys.path.insert(0, str(BENCHMARKS))
-    from plain_deepspeed import PlainRank
-
-    from elastictrain.config import TrainConfig
-    from elastictrain.engine.device import prepare_process
-
-    prepare_process()
-    tell("imported")
-    training = PlainRank(TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, world_size)
-    tell("engine")
-    step, found = 0, ray.train.get_checkpoint()
-    if found:
-        with found.as_directory() as folder:
-            training.engine.load_checkpoint(folder, tag=TAG)
-            step = json.loads(Path(folder, STEP_FILE).read_text())["step"]
+    try:
+        training = _rank(setup, rank, world_size, tell)
+        step, found = 0, ray.train.get_checkpoint()
+        if found:
+            with found.as_directory() as folder:
+                training.load(folder)
+                step = json.loads(Path(folder, STEP_FILE).read_text())["step"]
+    except Exception as error:
+        tell("failed", problem=f"{type(error).__name__}: {error}"[:500])
+        raise
     tell("restored", step)
     training.begin(step + 1)
     while True:
@@ -85,16 +49,40 @@ def train_loop(fields: dict[str, Any]) -> None:
         tell("step", step)
         if step % setup.checkpoint_every == 0:
             with tempfile.TemporaryDirectory() as folder:
-                training.engine.save_checkpoint(folder, tag=TAG)
+                training.save(folder)
+                checkpoint = None
                 if rank == 0:
                     Path(folder, STEP_FILE).write_text(json.dumps({"step": step}))
-                ray.train.report({"loss": losses[-1]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                if rank == 0 or setup.engine == "deepspeed":
+                    checkpoint = ray.train.Checkpoint.from_directory(folder)
+                ray.train.report({"loss": losses[-1]}, checkpoint=checkpoint)
             tell("checkpoint", step)
+
+
+def _rank(setup: Any, rank: int, world_size: int, tell: Any) -> Any:
+    """One rank of either engine; data-parallel training does without the import of DeepSpeed."""
+    from elastictrain.config import TrainConfig
+
+    if setup.engine == "ddp":
+        from plain_ddp import DdpRank as Rank
+    else:
+        from plain_deepspeed import PlainRank as Rank
+
+        from elastictrain.engine.device import prepare_process
+
+        prepare_process()
+    tell("imported")
+    training = Rank(TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, world_size)
+    tell("engine")
+    return training
 
 
 def main() -> None:
     """Run the job that the file describes, until it is killed."""
-    setup = Setup(**json.loads(Path(sys.argv[1]).read_text()))
+    sys.path.insert(0, str(BENCHMARKS))
+    from peers.notes import Setup
+
+    setup = Setup.read(sys.argv[1])
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

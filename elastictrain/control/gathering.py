@@ -33,7 +33,7 @@ def proceed(state: State, now: float) -> Decision:
 
 
 def _may_grow(state: State, now: float) -> bool:
-    size, larger = len(state.members), state.size or 0
+    size, larger = len(state.members), state.seated or 0
     return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -120,4 +121,11 @@ class State:
     def size(self) -> int | None:
         """The largest legal world that the ready workers can fill now."""
         available = min(len(self.ready), sum(self.nodes.values()))
+        return max((n for n in self.policy.world_sizes if n <= available), default=None)
+
+    @property
+    def seated(self) -> int | None:
+        """The same with no more workers on a node than it has slots: a larger world that shares processors is none."""
+        there = Counter(self.workers[name].node for name in self.ready)
+        available = sum(min(there[node], slots) for node, slots in self.nodes.items())
         return max((n for n in self.policy.world_sizes if n <= available), default=None)

@@ -15,7 +15,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def recovery(seconds: float, steps_lost: int = 0) -> Recovery:
-    return Recovery(seconds, steps_lost, {"detect": 0.1, "rest": seconds - 0.1}, rank=1, step_s=0.2)
+    phases = {"detect": 0.1, "rest": seconds - 0.1}
+    return Recovery(seconds, seconds, steps_lost, phases, rank=1, world_size=2, step_s=0.2)
 
 
 def test_phases_fill_the_time_from_the_kill_to_the_last_mark() -> None:

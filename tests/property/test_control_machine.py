@@ -304,6 +304,23 @@ def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back()
     assert world.state.account.failures == 0
 
 
+def test_a_run_grows_to_where_the_room_is_and_not_with_a_standby_beside_a_rank() -> None:
+    policy = Policy(100, (1, 2), 1, Budgets(3), 10.0, 60.0, unreserved_standby=True)
+    world = World(policy, {"a": 1})
+    for _ in range(10):
+        world.settle()
+        world.warm()
+        world.train()
+    assert (len(world.group), len(world.state.standbys)) == (1, 1)
+    world.tell(v.NodesJoined({"b": 1}))
+    assert not world.pausing
+    for _ in range(10):
+        world.settle()
+        world.warm()
+        world.train()
+    assert sorted(world.alive[name] for name in world.group) == ["a", "b"]
+
+
 def test_below_min_workers_it_waits_then_says_why_it_gave_up() -> None:
     world = running(world_sizes=(2,), standby=0, a=1, b=1)
     world.lose_node("b")

@@ -37,7 +37,7 @@ class Activations:
     working: int
     """On top of that while one layer goes backward; with checkpointing, what is recomputed included."""
     head: int
-    """Kept by the final norm and the loss until the backward pass of the loss."""
+    """Kept by the final norm and the loss, and given up before any layer goes backward."""
     loss: int
     """On top of that at the loss's own peak."""
 

@@ -3,7 +3,7 @@
 A step has four moments that can be the worst; the estimate is that of the largest:
 
     loss       all activations, and three copies of the scores; gradients of earlier micro-batches
-    backward   all activations still, the last layer's backward pass at work; the bucket of gradients exists by now
+    backward   all layers' activations, the last one's backward pass at work; the bucket of gradients exists by now
     reduction  all gradients, and the copies that the collective needs; activations are gone
     update     gradients of this rank's share, flat and clipped; bf16's weights are gathered anew
 
@@ -66,7 +66,13 @@ def memory_of(shape: ModelShape, dtype: Dtype, candidate: Candidate, device: Dev
 
 def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stage: Stage, device: Device) -> Memory:
     state = state_bytes(
-        stage.dense, dtype, candidate.zero_stage, candidate.zero_group, tied=stage.tied, small=stage.small
+        stage.dense,
+        dtype,
+        candidate.zero_stage,
+        candidate.zero_group,
+        table=stage.table,
+        tied=stage.tied,
+        small=stage.small,
     )
     if stage.experts:
         sharded_over = max(1, candidate.zero_group // candidate.ep)
@@ -77,7 +83,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         recompute=candidate.activation_checkpointing, tp=candidate.tp,
     )  # fmt: skip
     in_flight = min(candidate.pp - stage.index, candidate.accumulation)
-    kept = of_one.layers * in_flight + (of_one.head if stage.last else 0)
+    kept = of_one.layers * in_flight
     several = candidate.accumulation > 1
     before = state.gradients_between if several else state.gradients_before
     bucket = state.bucket_between if several else state.bucket_before
@@ -88,7 +94,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         "update": (state.update, 0, 0),
     }
     if stage.last:
-        moments["loss"] = (before, bucket, kept + of_one.loss)
+        moments["loss"] = (before, bucket, kept + of_one.head + of_one.loss)
     optimizer, host, nvme = state.optimizer, 0, 0
     weights = state.weights
     if candidate.offload != "none":
@@ -100,7 +106,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         host, nvme = (away, 0) if candidate.offload == "cpu" else (0, away)
     found = []
     for moment, (gradients, buffers, activations) in moments.items():
-        gathered = 0 if moment == "update" else state.gathered
+        gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)
         parts = (weights + gathered, gradients, optimizer, activations, buffers)
         lost = int(device.fragmentation * (activations + buffers + gathered))
         found.append(Memory(moment, *parts, lost, device.reserved_bytes, host, nvme))

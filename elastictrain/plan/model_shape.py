@@ -2,7 +2,8 @@
 
 Parameters are exact, by part: for this project's transformer they equal the real module's (tested). Floating point
 operations are those of the matrix products, 2 x m x n x k each, as Narayanan et al. 2021 (arXiv:2104.04473, appendix)
-count them: a backward pass takes twice its forward pass, and a causal mask is not discounted unless asked for.
+count them: a backward pass takes twice its forward pass. By convention a causal mask is not discounted in them; what
+is really computed may be less (`skips_masked`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class ModelShape:
     """MLPs in each layer; more than one means a router that chooses among them."""
     experts_per_token: int = 1
     learned_positions: bool = False
+    skips_masked: bool = True
+    """Attention computes only the scores that the causal mask leaves, as fused kernels do."""
     biases: bool = False
     """Linear layers and norms have biases, as in GPT-2 and 3."""
 

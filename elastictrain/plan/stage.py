@@ -29,8 +29,10 @@ class Stage:
     """Parameters but for experts."""
     experts: int
     """Parameters of experts."""
-    tied: int
-    """Elements of a weight that this stage uses twice."""
+    table: int
+    """Elements of the embedding, if it lies here."""
+    tied: bool
+    """Whether this stage uses it as the head too."""
     small: int
     """Elements in weights of at most PERSISTENT_ELEMENTS."""
 
@@ -54,12 +56,12 @@ def _stage(shape: ModelShape, pp: int, tp: int, ep: int, index: int) -> Stage:
     table = -(-shape.embedding_parameters // tp)
     final_norm = shape.hidden_size * (1 + shape.biases)
     dense = num_layers * layer + first * table
-    tied = table if shape.tie_embeddings and first and last else 0
+    tied = shape.tie_embeddings and first and last
     if last:
         dense += final_norm + -(-(shape.head_parameters - final_norm) // tp)
         dense += table if shape.tie_embeddings and not first else 0
     small = _small_elements(shape, num_layers, tp) + last * final_norm
-    return Stage(index, num_layers, first, last, dense, experts, tied, small)
+    return Stage(index, num_layers, first, last, dense, experts, first * table, tied, small)
 
 
 def heaviest(candidate: Candidate) -> tuple[int, ...]:
@@ -69,7 +71,8 @@ def heaviest(candidate: Candidate) -> tuple[int, ...]:
 
 def _small_elements(shape: ModelShape, num_layers: int, tp: int) -> int:
     matrices = [shape.hidden_size * size for size in (shape.query_size, shape.kv_size, shape.kv_size, shape.query_size)]
-    matrices += [shape.hidden_size * shape.intermediate_size] * (3 if shape.gated_mlp else 2)
+    if shape.num_experts == 1:
+        matrices += [shape.hidden_size * shape.intermediate_size] * (3 if shape.gated_mlp else 2)
     split = (elements // tp for elements in matrices)
     each = sum(elements for elements in split if elements <= PERSISTENT_ELEMENTS)
     return num_layers * (each + 2 * shape.hidden_size)

@@ -36,11 +36,11 @@ UPDATE_BYTES = 40
 class Efficiency:
     """What share of stated speeds is reached, and what takes time whatever the size."""
 
-    matmul: float = 0.6
+    matmul: float = 0.7
     """Of the device's peak, by matrix products."""
-    memory: float = 0.7
+    memory: float = 0.8
     """Of its memory bandwidth, by elementwise work."""
-    network: float = 0.7
+    network: float = 0.8
     """Of the links' bandwidth, by collectives."""
     overlap: float = 0.0
     """Share of data-parallel communication that hides behind computing."""
@@ -80,12 +80,21 @@ class StepTime:
 
 
 def step_time(
-    shape: ModelShape, dtype: Dtype, candidate: Candidate, cluster: Cluster, efficiency: Efficiency = Efficiency()
+    shape: ModelShape,
+    dtype: Dtype,
+    candidate: Candidate,
+    cluster: Cluster,
+    efficiency: Efficiency | None = None,
+    chunks: int = 1,
 ) -> StepTime:
-    """Of the slowest stage, which sets the pace of all."""
+    """Of the slowest stage, which sets the pace of all.
+
+    `chunks` is the number of pieces that an interleaved schedule deals to each stage; DeepSpeed has none.
+    """
+    efficiency = efficiency or Efficiency()
     indices = sorted({0, candidate.pp - 1})
     stages = [stage_of(shape, candidate, index) for index in indices]
-    times = [_of_stage(shape, dtype, candidate, stage, cluster, efficiency) for stage in stages]
+    times = [_of_stage(shape, dtype, candidate, stage, cluster, efficiency, chunks) for stage in stages]
     return max(times, key=lambda time: time.step_s)
 
 
@@ -95,14 +104,20 @@ def model_flops(shape: ModelShape, global_batch: int, causal: bool = False) -> f
 
 
 def _of_stage(
-    shape: ModelShape, dtype: Dtype, c: Candidate, stage: Stage, cluster: Cluster, efficiency: Efficiency
+    shape: ModelShape,
+    dtype: Dtype,
+    c: Candidate,
+    stage: Stage,
+    cluster: Cluster,
+    efficiency: Efficiency,
+    chunks: int,
 ) -> StepTime:
     device, m, e = cluster.device, c.accumulation, BYTES[dtype]
     tokens = c.micro_batch * shape.seq_len // c.sp
     peak = device.flops[dtype] * efficiency.matmul
     memory = device.memory_bytes_per_s * efficiency.memory
 
-    forward_s = tokens * shape.layer_flops_per_token() / c.tp / peak
+    forward_s = tokens * shape.layer_flops_per_token(causal=shape.skips_masked) / c.tp / peak
     elementwise_s = PASSES * layer_bytes(shape, dtype, tokens, c.tp) / memory
     layers_s = stage.num_layers * (3 * forward_s + elementwise_s)
     again_s = stage.num_layers * (forward_s + elementwise_s / PASSES) if c.activation_checkpointing else 0.0
@@ -131,7 +146,7 @@ def _of_stage(
     return StepTime(
         compute=m * (layers_s + head_s),
         recompute=m * again_s,
-        bubble=(c.pp - 1) * micro_s,
+        bubble=(c.pp - 1) * micro_s / chunks,
         tensor_parallel=m * tensor_s,
         sequence_parallel=m * sequence_s,
         expert_parallel=m * expert_s,

@@ -16,8 +16,9 @@ bucket:
     3   fp32        4/N       12/N        4/N                      12 B  bucket, flattened and scattered copy
         bf16        2/N       12/N        4/N                      12 B
 
-Stage 3 also holds gathered weights: those up to 100,000 elements for ever, and up to a billion elements in all from
-their use in the forward pass to that in the backward pass. Measured: `benchmarks/plan_memory.py`.
+On more than one rank, stage 3 also holds whole weights beside its shares: those up to 100,000 elements for ever, and up
+to a billion elements in all from their use in the forward pass to that in the backward pass. Measured:
+`benchmarks/plan_memory.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class StateBytes:
     optimizer: int
     """Masters, where they are not the weights themselves, and moments."""
     gathered: int = 0
-    """Weights of other ranks that stage 3 holds during forward and backward."""
+    """Whole weights that stage 3 holds beside its shares during forward and backward."""
+    gathered_last: int = 0
+    """What is left of that when gradients are reduced: the embedding, which is used last."""
     gradients_before: int = 0
     """Gradients while the step's first micro-batch runs: buffers that never go away."""
     gradients_between: int = 0
@@ -64,27 +67,27 @@ class StateBytes:
 
 
 def state_bytes(
-    parameters: int, dtype: str, zero_stage: int, group: int, *, tied: int = 0, small: int = 0
+    parameters: int, dtype: str, zero_stage: int, group: int, *, table: int = 0, tied: bool = False, small: int = 0
 ) -> StateBytes:
     """Of `parameters` elements on this rank, sharded by ZeRO over `group` ranks.
 
-    `tied` are the elements of a weight used twice, whose two gradients are added; `small` those of weights with at most
-    100,000 elements.
+    `table` are the elements of the embedding here, if `tied` used twice, so that two gradients are added; `small` those
+    of weights with at most 100,000 elements.
     """
     e = BYTES[dtype]
-    weights = e * parameters
+    weights, both_uses = e * parameters, 2 * e * table * tied
     if zero_stage == 0:
-        return _stage_0(parameters, e, weights, 2 * e * tied)
+        return _stage_0(parameters, e, weights, both_uses)
     share = -(-parameters // group)
     optimizer = FP32 * (ADAM_MOMENTS + 1) * share
     bucket = min(parameters, LARGEST_BUCKET)
     if zero_stage == 1 and e < FP32:
-        return _stage_1_bf16(parameters, weights, optimizer, 2 * e * tied)
+        return _stage_1_bf16(parameters, weights, optimizer, both_uses)
     if zero_stage == 1:
         between = FP32 * bucket
         return StateBytes(
             weights, optimizer, gradients_between=weights, gradients_after=weights,
-            bucket_between=between, bucket=between, reduction=2 * e * tied, update=2 * FP32 * share,
+            bucket_between=between, bucket=between, reduction=both_uses, update=2 * FP32 * share,
         )  # fmt: skip
     if zero_stage == 2:
         low = e < FP32
@@ -92,29 +95,29 @@ def state_bytes(
             weights, optimizer, gradients_between=FP32 * share, gradients_after=FP32 * share,
             bucket=e * bucket, reduction=(e + FP32 * low) * bucket, update=(1 if low else 2) * FP32 * share,
         )  # fmt: skip
-    others = parameters - share
-    persistent = min(small, others)
     standing, ever = FP32 * share, FP32 * bucket
+    kept, used_last = (small, table) if group > 1 else (0, 0)
+    gathered = min(parameters - small, LIVE_PARAMETERS) if group > 1 else 0
     return StateBytes(
-        e * (share + persistent), optimizer, gathered=e * min(others - persistent, LIVE_PARAMETERS),
+        e * (share + kept), optimizer, gathered=e * gathered, gathered_last=e * min(used_last, gathered),
         gradients_before=standing, gradients_between=standing, gradients_after=standing,
         bucket_before=ever, bucket_between=ever, bucket=ever, reduction=2 * ever, update=standing + ever,
     )  # fmt: skip
 
 
-def _stage_0(parameters: int, e: int, weights: int, tied: int) -> StateBytes:
+def _stage_0(parameters: int, e: int, weights: int, both_uses: int) -> StateBytes:
     low = e < FP32
     copies = min(parameters, LARGEST_FLAT_BUCKET) * (e + FP32 * low)
     return StateBytes(
         weights, FP32 * (ADAM_MOMENTS + low) * parameters, gradients_between=weights, gradients_after=weights,
-        reduction=max(copies, tied), update=weights + FP32 * low * parameters,
+        reduction=max(copies, both_uses), update=weights + FP32 * low * parameters,
     )  # fmt: skip
 
 
-def _stage_1_bf16(parameters: int, weights: int, optimizer: int, tied: int) -> StateBytes:
+def _stage_1_bf16(parameters: int, weights: int, optimizer: int, both_uses: int) -> StateBytes:
     standing = FP32 * parameters
     copies = FP32 * min(parameters, LARGEST_FLAT_BUCKET)
     return StateBytes(
         weights, optimizer, gradients_before=standing, gradients_between=standing + weights,
-        gradients_after=standing + weights, reduction=max(copies, tied), update=standing + weights,
+        gradients_after=standing + weights, reduction=max(copies, both_uses), update=standing + weights,
     )  # fmt: skip

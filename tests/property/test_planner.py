@@ -85,7 +85,8 @@ def test_parts_add_up_and_more_ranks_never_need_more(shape: ModelShape, dtype: D
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.buffers)
         assert sum(parts) == memory.tensor_bytes <= memory.device_bytes
         assert min(parts) >= 0 < memory.weights + memory.host_bytes
-        if c.zero_stage >= 1:
+        # Beside other ranks, stage 3 gathers whole weights; one rank alone needs no copies of its own.
+        if c.zero_stage in (1, 2) or (c.zero_stage == 3 and c.zero_group > 1):
             wider = memory_of(shape, dtype, replace(c, dp=2 * c.dp), LARGE.device)
             # an uneven share is padded by less than an element a rank
             assert wider.device_bytes <= memory.device_bytes + 100
@@ -125,15 +126,12 @@ def test_the_best_is_never_beaten(shape: ModelShape, dtype: Dtype, world: int, b
     assume(batch % world == 0)
     job, cluster = Job(shape, dtype, batch), cluster_of(2**log_memory)
     choices = everything(shape, world, 4)
-    try:
-        ranking = rank_layouts(job, cluster, world, choices)
-    except NothingFits as refusal:
-        assert "needs" in str(refusal)
-        assert not any(
-            fits(memory_of(shape, dtype, c, cluster.device), cluster)
-            for c in enumerate_layouts(shape, world, batch, choices)
-        )
+    candidates = enumerate_layouts(shape, world, batch, choices)
+    if not any(fits(memory_of(shape, dtype, c, cluster.device), cluster) for c in candidates):
+        with pytest.raises(NothingFits, match=r"the leanest, dp.* needs .* GB a worker"):
+            rank_layouts(job, cluster, world, choices)
         return
+    ranking = rank_layouts(job, cluster, world, choices)
     assert all(fits(option.memory, cluster) for option in ranking.options)
     times = [option.time.step_s for option in ranking.options]
     assert times == sorted(times)
@@ -159,6 +157,6 @@ def test_a_ring_moves_what_it_must(num_bytes: float, ranks: int) -> None:
 
 def test_a_batch_that_no_rank_can_share_is_told_apart_from_a_lack_of_memory() -> None:
     shape = ModelShape(1, 32, 2, 2, 32, 300, 16)
-    with pytest.raises(ConfigError, match="5 workers can't share a step of train.global_batch 8") as caught:
+    with pytest.raises(ConfigError, match=r"5 workers can't share a step of train\.global_batch 8") as caught:
         rank_layouts(Job(shape, "fp32", 8), LARGE, 5)
     assert not isinstance(caught.value, NothingFits)

@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from layout_ranks import Rank, run_ranks
 from machine import describe, line
-from ranks import Rank, run_ranks
 from tensor_memory import TensorMemory
 
 from elastictrain.config import TrainConfig

@@ -45,7 +45,7 @@ class Option:
         return job.tokens_per_step / self.time.step_s
 
     def utilisation(self, job: Job, cluster: Cluster) -> float:
-        """Model FLOPs utilisation: of the devices' peak, without what is recomputed."""
+        """Share of the devices' peak, without what is recomputed or masked."""
         peak = self.candidate.world_size * cluster.device.flops[job.dtype]
         return model_flops(job.shape, job.global_batch) / self.time.step_s / peak
 

@@ -48,6 +48,8 @@ class Efficiency:
     """Fixed seconds of each micro-batch: launches, hooks, Python."""
     step_s: float = 0.0
     """Fixed seconds of each step."""
+    gathered_layer_s: float = 0.0
+    """Fixed seconds of each layer and micro-batch at ZeRO 3, whose hooks run around every module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ def step_time(
     return max(times, key=lambda time: time.step_s)
 
 
-def model_flops(shape: ModelShape, global_batch: int, causal: bool = False) -> float:
-    """Of one step, without what is recomputed: what model FLOPs utilisation divides by."""
-    return shape.flops_per_token(causal) * global_batch * shape.seq_len
+def model_flops(shape: ModelShape, global_batch: int) -> float:
+    """That one step must compute, without what is recomputed."""
+    return shape.flops_per_token(causal=shape.skips_masked) * global_batch * shape.seq_len
 
 
 def _of_stage(
@@ -137,7 +139,8 @@ def _of_stage(
         expert_s = passes * 2 * stage.num_layers * network.all_to_all(hidden * shape.experts_per_token / c.tp, "ep")
     pipeline_s = network.send(hidden / c.tp) * 2 if c.pp > 1 else 0.0
 
-    micro_s = layers_s + head_s + again_s + tensor_s + sequence_s + expert_s + pipeline_s + efficiency.micro_batch_s
+    fixed_s = efficiency.micro_batch_s + (c.zero_stage == 3) * stage.num_layers * efficiency.gathered_layer_s
+    micro_s = layers_s + head_s + again_s + tensor_s + sequence_s + expert_s + pipeline_s + fixed_s
     gradients_s, weights_s = _data_parallel(dtype, c, stage, network)
     hidden_share = 1 - efficiency.overlap
     share = stage.dense / (c.zero_group if c.zero_stage else 1)
@@ -155,7 +158,7 @@ def _of_stage(
         weights=weights_s * hidden_share,
         update=update_s,
         offload=offload_s,
-        fixed=m * efficiency.micro_batch_s + efficiency.step_s,
+        fixed=m * fixed_s + efficiency.step_s,
     )
 
 

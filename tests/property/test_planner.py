@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from elastictrain.errors import ConfigError
+from elastictrain.plan.calibrate import Measured, calibrate
 from elastictrain.plan.choose import Job, NothingFits, fits, rank_layouts, world_sizes
 from elastictrain.plan.cluster import Cluster, Device, Dtype, Link
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s
@@ -160,3 +161,21 @@ def test_a_batch_that_no_rank_can_share_is_told_apart_from_a_lack_of_memory() ->
     with pytest.raises(ConfigError, match=r"5 workers can't share a step of train\.global_batch 8") as caught:
         rank_layouts(Job(shape, "fp32", 8), LARGE, 5)
     assert not isinstance(caught.value, NothingFits)
+
+
+shares = st.floats(0.1, 1.0)
+
+
+@settings(deadline=None, max_examples=10)
+@given(shares, shares, shares, st.floats(1e-4, 1e-2), st.floats(1e-4, 1e-2), st.floats(1e-5, 1e-3))
+def test_a_profile_tells_the_shares_that_made_it(
+    matmul: float, memory: float, network: float, micro_batch_s: float, step_s: float, layer_s: float
+) -> None:
+    true = Efficiency(matmul, memory, network, 0.0, micro_batch_s, step_s, layer_s)
+    shape = ModelShape(8, 512, 8, 8, 1408, 8192, 256)
+    candidates = list(enumerate_layouts(shape, 4, 16)) + list(enumerate_layouts(shape, 1, 16))
+    measured = [Measured(c, step_time(shape, "fp32", c, LARGE, true).step_s) for c in candidates[::3]]
+    found = calibrate(shape, "fp32", LARGE, measured)
+    for c in candidates:
+        told, real = (step_time(shape, "fp32", c, LARGE, e).step_s for e in (found, true))
+        assert told == pytest.approx(real, rel=0.03)

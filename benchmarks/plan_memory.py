@@ -29,6 +29,7 @@ ANY_DEVICE = Device(name="any", memory_bytes=1, flops={}, memory_bytes_per_s=1)
 MODELS = {
     "wide": {"num_layers": 4, "hidden_size": 384, "num_heads": 6, "num_kv_heads": 2},
     "tiny": {"num_layers": 2, "hidden_size": 160, "num_heads": 4, "num_kv_heads": 2},
+    "deep": {"num_layers": 8, "hidden_size": 256, "num_heads": 8, "tie_embeddings": False, "dropout": 0.1},
 }
 
 
@@ -88,6 +89,12 @@ CASES = (
     Case("tiny", "fp32", 1, 2, 8),
     Case("tiny", "bf16", 3, 2, 4, vocab_size=8192),
     Case("tiny", "fp32", 2, 2, 2, seq_len=512),
+    Case("deep", "fp32", 0, 2, 8, 1),
+    Case("deep", "fp32", 1, 2, 2, recompute=True),
+    Case("deep", "bf16", 1, 4, 2),
+    Case("deep", "bf16", 2, 2, 8, 1),
+    Case("deep", "fp32", 3, 2, 4, 1),
+    Case("deep", "bf16", 3, 4, 4, recompute=True),
 )
 
 

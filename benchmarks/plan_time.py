@@ -1,6 +1,6 @@
 """The planner's ranking of layouts by time against the measured one.
 
-A profile of a few layouts gives the planner's `Efficiency` (`plan.calibrate`); other layouts of the same model and
+A profile of a few layouts gives the cluster's `Efficiency` (`plan.calibrate`); other layouts of the same model and
 global batch are then predicted, and measured in real processes. What counts is their order: Kendall's tau (1: the same
 order, 0: none). Layouts are measured in rounds, and each by its fastest steps, so that a disturbance hits no one alone.
 """
@@ -118,10 +118,10 @@ def main() -> None:
 
     job = job_of(config_of(*PROFILE[0]))
     profile = [Measured(candidate_of(*spec), measured[spec]) for spec in PROFILE]
-    efficiency = calibrate(job.shape, job.dtype, cluster, profile)
+    cluster = cluster.model_copy(update={"efficiency": calibrate(job.shape, job.dtype, cluster, profile)})
     rows = []
     for spec in (*PROFILE, *RANKED):
-        time_of = step_time(job.shape, job.dtype, candidate_of(*spec), cluster, efficiency)
+        time_of = step_time(job.shape, job.dtype, candidate_of(*spec), cluster)
         rows.append(
             {
                 "layout": str(candidate_of(*spec)),
@@ -136,7 +136,6 @@ def main() -> None:
     result = {
         "machine": machine,
         "cluster": cluster.model_dump(mode="json"),
-        "efficiency": {name: getattr(efficiency, name) for name in efficiency.__slots__},
         "rows": rows,
         "kendall_tau": round(tau, 3),
     }
@@ -153,7 +152,7 @@ def _text(result: dict[str, Any]) -> str:
             f"{'profile' if row['profile'] else 'ranked ':8} {row['layout']:28} measured {row['measured_s']:.3f} s  "
             f"predicted {row['predicted_s']:.3f} s {error:+6.1f} %"
         )
-    shares = ", ".join(f"{name} {value:.3g}" for name, value in result["efficiency"].items())
+    shares = ", ".join(f"{name} {value:.3g}" for name, value in result["cluster"]["efficiency"].items())
     lines += [f"\nefficiency: {shares}", f"Kendall tau of the ranked ones: {result['kendall_tau']:.2f}"]
     return "\n".join([*lines, line(result["machine"])])
 

@@ -42,7 +42,6 @@ def plan(
     from elastictrain.machines import read_cluster, this_machine
     from elastictrain.plan.choose import rank_layouts, weigh, world_sizes
     from elastictrain.plan.space import everything
-    from elastictrain.plan.step_time import Efficiency
     from elastictrain.planning import candidate_of, job_of
 
     resolved = TrainConfig.load(config, overrides or [])
@@ -55,7 +54,7 @@ def plan(
     )
     as_written = None
     if world_size == resolved.elastic.max_workers:
-        as_written = weigh(job, candidate_of(resolved, world_size), found, Efficiency())
+        as_written = weigh(job, candidate_of(resolved, world_size), found)
     sizes = world_sizes(job, found, resolved.elastic.min_workers, min(world_size, 64))
     if as_json:
         typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, sizes), indent=2))

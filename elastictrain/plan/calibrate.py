@@ -14,12 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastictrain.plan.cluster import Cluster, Dtype
+from elastictrain.plan.cluster import Cluster, Dtype, Efficiency
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
-from elastictrain.plan.step_time import Efficiency, step_time
+from elastictrain.plan.step_time import step_time
 
 SWEEPS = 20_000
+SPEEDS = ("matmul", "memory", "network")
 FASTEST = 1e3
 """No share is taken to be larger: of work whose time does not show."""
 
@@ -36,17 +37,21 @@ def calibrate(shape: ModelShape, dtype: Dtype, cluster: Cluster, measured: Seque
     """What explains the measured steps best; the six coefficients need as many layouts, as different as can be."""
     rows = [[t / m.step_s for t in _terms(shape, dtype, m.candidate, cluster)] for m in measured]
     found = _least_squares(rows, [1.0] * len(rows))
-    shares = [1 / max(coefficient, 1 / FASTEST) for coefficient in found[:3]]
-    return Efficiency(*shares, overlap=0.0, micro_batch_s=found[3], step_s=found[4], gathered_layer_s=found[5])
+    shares = {name: 1 / max(coefficient, 1 / FASTEST) for name, coefficient in zip(SPEEDS, found)}
+    micro_batch_s, step_s, gathered_layer_s = found[len(SPEEDS) :]
+    return Efficiency(**shares, micro_batch_s=micro_batch_s, step_s=step_s, gathered_layer_s=gathered_layer_s)
 
 
 def _terms(shape: ModelShape, dtype: Dtype, candidate: Candidate, cluster: Cluster) -> list[float]:
     """The time of each kind of work alone, at its stated speed; micro-batches, one step, layers gathered."""
-    alone = []
-    for kind in ("matmul", "memory", "network"):
-        shares = dict.fromkeys(("matmul", "memory", "network"), math.inf) | {kind: 1.0}
-        alone.append(step_time(shape, dtype, candidate, cluster, Efficiency(**shares)).step_s)
-    nothing = step_time(shape, dtype, candidate, cluster, Efficiency(math.inf, math.inf, math.inf)).step_s
+    infinite = dict.fromkeys(SPEEDS, math.inf)
+
+    def seconds(shares: dict[str, float]) -> float:
+        so_fast = cluster.model_copy(update={"efficiency": Efficiency(**shares)})
+        return step_time(shape, dtype, candidate, so_fast).step_s
+
+    alone = [seconds(infinite | {speed: 1.0}) for speed in SPEEDS]
+    nothing = seconds(infinite)
     # What is left when all bandwidths are infinite is the links' latency, which goes with the network.
     gathered = candidate.accumulation * shape.num_layers if candidate.zero_stage == 3 else 0
     return [alone[0] - nothing, alone[1] - nothing, alone[2], candidate.accumulation, 1.0, gathered]

@@ -15,7 +15,7 @@ from elastictrain.plan.layout import legal_world_sizes
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate, Choices, enumerate_layouts
-from elastictrain.plan.step_time import Efficiency, StepTime, model_flops, step_time
+from elastictrain.plan.step_time import StepTime, model_flops, step_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class NothingFits(ConfigError):
     """No legal layout of this world fits the devices."""
 
 
-def weigh(job: Job, candidate: Candidate, cluster: Cluster, efficiency: Efficiency) -> Option:
+def weigh(job: Job, candidate: Candidate, cluster: Cluster) -> Option:
     """A candidate's memory and time."""
     memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
-    return Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster, efficiency))
+    return Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster))
 
 
 def fits(memory: Memory, cluster: Cluster) -> bool:
@@ -98,21 +98,18 @@ def fits(memory: Memory, cluster: Cluster) -> bool:
     return host and memory.device_bytes <= cluster.device.memory_bytes
 
 
-def rank_layouts(
-    job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None, efficiency: Efficiency | None = None
-) -> Ranking:
+def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None) -> Ranking:
     """The candidates of this world that fit, the best first.
 
     Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
-    efficiency = efficiency or Efficiency()
     candidates = enumerate_layouts(job.shape, world_size, job.global_batch, choices)
     looked_at, leanest, leanest_of, options = 0, None, None, []
     for candidate in candidates:
         looked_at += 1
         memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
         if fits(memory, cluster):
-            time = step_time(job.shape, job.dtype, candidate, cluster, efficiency)
+            time = step_time(job.shape, job.dtype, candidate, cluster)
             options.append(Option(candidate, memory, time))
         elif leanest is None or memory.device_bytes < leanest.device_bytes:
             leanest, leanest_of = memory, candidate
@@ -133,13 +130,12 @@ def world_sizes(
     low: int,
     high: int,
     choices: Choices | None = None,
-    efficiency: Efficiency | None = None,
 ) -> dict[int, Option | None]:
     """The best option of each legal world size within [low, high]; None where nothing fits."""
     found: dict[int, Option | None] = {}
     for world_size in legal_world_sizes(job.global_batch, 1, low, min(high, job.global_batch)):
         try:
-            found[world_size] = rank_layouts(job, cluster, world_size, choices, efficiency).best
+            found[world_size] = rank_layouts(job, cluster, world_size, choices).best
         except NothingFits:
             found[world_size] = None
     return found

@@ -1,8 +1,7 @@
 """What the planner knows of the machines: devices, memory, speeds, links (pure; frozen pydantic models).
 
 A cluster file is the YAML of a `Cluster`; `clusters/` holds examples. Speeds are what the maker states, in one
-direction and per device; what share of them is reached is the planner's `Efficiency`, which a short profile can
-calibrate.
+direction and per device; what share of them is reached is `Efficiency`.
 """
 
 from __future__ import annotations
@@ -44,6 +43,28 @@ class Device(_Section):
     """Share of activations and buffers that the allocator loses between tensors."""
 
 
+class Efficiency(_Section):
+    """What no data sheet says: what share of stated speeds is reached, and what takes time whatever the size.
+
+    The defaults are for data-centre GPUs; `benchmarks/plan_time.py` measures them for a machine.
+    """
+
+    matmul: float = Field(default=0.7, gt=0)
+    """Share of the device's peak that matrix products reach."""
+    memory: float = Field(default=0.8, gt=0)
+    """Share of its memory bandwidth that elementwise work reaches."""
+    network: float = Field(default=0.8, gt=0)
+    """Share of the links' bandwidth that collectives reach."""
+    overlap: float = Field(default=0.0, ge=0, le=1)
+    """Share of data-parallel communication that hides behind computing."""
+    micro_batch_s: float = Field(default=0.0, ge=0)
+    """Fixed seconds of each micro-batch: launches, hooks, Python."""
+    step_s: float = Field(default=0.0, ge=0)
+    """Fixed seconds of each step."""
+    gathered_layer_s: float = Field(default=0.0, ge=0)
+    """Fixed seconds of each layer and micro-batch at ZeRO 3, whose hooks run around every module."""
+
+
 class Cluster(_Section):
     """Equal nodes with equal devices."""
 
@@ -65,6 +86,8 @@ class Cluster(_Section):
     """Memory of one node's host, for offloaded state."""
     host_memory_bytes_per_s: float = Field(gt=0)
     """Its bandwidth, shared by the node's devices: what an optimizer on the host runs at."""
+    efficiency: Efficiency = Efficiency()
+    """What of these speeds is reached."""
     nvme_bytes_per_s: float = Field(default=0.0, ge=0)
     """Reading speed of a node's NVMe drives together, shared by its devices; 0 means none."""
 

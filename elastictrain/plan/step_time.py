@@ -8,7 +8,7 @@ and each collective by its ring formula (`collectives.py`) over the slowest link
 when is DeepSpeed's doing: ZeRO 0 and 1 all-reduce gradients once a step, ZeRO 2 after each micro-batch (so accumulation
 costs traffic), ZeRO 3 scatters them after each micro-batch and gathers weights for each. Gradients travel in fp32.
 
-`Efficiency` holds what no data sheet says; the defaults are for data-centre GPUs, and a short profile replaces them.
+What share of stated speeds is reached is `Cluster.efficiency`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,6 @@ SCORE_PASSES = 6
 """The same for the scores over the vocabulary, in fp32."""
 UPDATE_BYTES = 40
 """Read and written per element by the norm, clipping and AdamW: gradient 3 times, master and moments twice each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Efficiency:
-    """What share of stated speeds is reached, and what takes time whatever the size."""
-
-    matmul: float = 0.7
-    """Of the device's peak, by matrix products."""
-    memory: float = 0.8
-    """Of its memory bandwidth, by elementwise work."""
-    network: float = 0.8
-    """Of the links' bandwidth, by collectives."""
-    overlap: float = 0.0
-    """Share of data-parallel communication that hides behind computing."""
-    micro_batch_s: float = 0.0
-    """Fixed seconds of each micro-batch: launches, hooks, Python."""
-    step_s: float = 0.0
-    """Fixed seconds of each step."""
-    gathered_layer_s: float = 0.0
-    """Fixed seconds of each layer and micro-batch at ZeRO 3, whose hooks run around every module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +66,15 @@ def step_time(
     dtype: Dtype,
     candidate: Candidate,
     cluster: Cluster,
-    efficiency: Efficiency | None = None,
     chunks: int = 1,
 ) -> StepTime:
     """Of the slowest stage, which sets the pace of all.
 
     `chunks` is the number of pieces that an interleaved schedule deals to each stage; DeepSpeed has none.
     """
-    efficiency = efficiency or Efficiency()
     indices = sorted({0, candidate.pp - 1})
     stages = [stage_of(shape, candidate, index) for index in indices]
-    times = [_of_stage(shape, dtype, candidate, stage, cluster, efficiency, chunks) for stage in stages]
+    times = [_of_stage(shape, dtype, candidate, stage, cluster, chunks) for stage in stages]
     return max(times, key=lambda time: time.step_s)
 
 
@@ -111,10 +89,9 @@ def _of_stage(
     c: Candidate,
     stage: Stage,
     cluster: Cluster,
-    efficiency: Efficiency,
     chunks: int,
 ) -> StepTime:
-    device, m, e = cluster.device, c.accumulation, BYTES[dtype]
+    device, efficiency, m, e = cluster.device, cluster.efficiency, c.accumulation, BYTES[dtype]
     tokens = c.micro_batch * shape.seq_len // c.sp
     peak = device.flops[dtype] * efficiency.matmul
     memory = device.memory_bytes_per_s * efficiency.memory
@@ -128,7 +105,7 @@ def _of_stage(
         scores = tokens * shape.vocab_size / c.tp
         head_s = 3 * tokens * shape.head_flops_per_token / c.tp / peak + SCORE_PASSES * FP32 * scores / memory
 
-    network = _Network(c, cluster, efficiency.network)
+    network = _Network(c, cluster)
     hidden = tokens * shape.hidden_size * e
     passes = 3 if c.activation_checkpointing else 2
     tensor_s = passes * 2 * stage.num_layers * network.all_reduce(hidden, "tp")
@@ -165,8 +142,8 @@ def _of_stage(
 class _Network:
     """Collectives over the groups of a candidate; ranks lie tp innermost, then sp, then dp, then pp."""
 
-    def __init__(self, c: Candidate, cluster: Cluster, share: float) -> None:
-        inner = c.tp * c.sp
+    def __init__(self, c: Candidate, cluster: Cluster) -> None:
+        inner, share = c.tp * c.sp, cluster.efficiency.network
         self._ranks = {
             "tp": c.tp,
             "sp": c.sp,

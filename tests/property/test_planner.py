@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from elastictrain.errors import ConfigError
 from elastictrain.plan.calibrate import Measured, calibrate
 from elastictrain.plan.choose import Job, NothingFits, fits, rank_layouts, world_sizes
-from elastictrain.plan.cluster import Cluster, Device, Dtype, Link
+from elastictrain.plan.cluster import Cluster, Device, Dtype, Efficiency, Link
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s
 from elastictrain.plan.memory import memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate, divisors, enumerate_layouts, everything
-from elastictrain.plan.step_time import Efficiency, step_time
+from elastictrain.plan.step_time import step_time
 
 LINK = Link(bytes_per_s=1e10, latency_s=1e-5)
 
@@ -138,7 +138,7 @@ def test_the_best_is_never_beaten(shape: ModelShape, dtype: Dtype, world: int, b
     assert times == sorted(times)
     for kind in ranking.best_of_each_kind():
         assert ranking.best.time.step_s <= kind.time.step_s
-    assert all(0 < option.utilisation(job, cluster) <= Efficiency().matmul for option in ranking.options[:3])
+    assert all(0 < option.utilisation(job, cluster) <= cluster.efficiency.matmul for option in ranking.options[:3])
 
 
 @settings(deadline=None, max_examples=40)
@@ -171,11 +171,15 @@ shares = st.floats(0.1, 1.0)
 def test_a_profile_tells_the_shares_that_made_it(
     matmul: float, memory: float, network: float, micro_batch_s: float, step_s: float, layer_s: float
 ) -> None:
-    true = Efficiency(matmul, memory, network, 0.0, micro_batch_s, step_s, layer_s)
+    true = Efficiency(
+        matmul=matmul, memory=memory, network=network,
+        micro_batch_s=micro_batch_s, step_s=step_s, gathered_layer_s=layer_s,
+    )  # fmt: skip
+    really = LARGE.model_copy(update={"efficiency": true})
     shape = ModelShape(8, 512, 8, 8, 1408, 8192, 256)
     candidates = list(enumerate_layouts(shape, 4, 16)) + list(enumerate_layouts(shape, 1, 16))
-    measured = [Measured(c, step_time(shape, "fp32", c, LARGE, true).step_s) for c in candidates[::3]]
-    found = calibrate(shape, "fp32", LARGE, measured)
+    measured = [Measured(c, step_time(shape, "fp32", c, really).step_s) for c in candidates[::3]]
+    found = LARGE.model_copy(update={"efficiency": calibrate(shape, "fp32", LARGE, measured)})
     for c in candidates:
-        told, real = (step_time(shape, "fp32", c, LARGE, e).step_s for e in (found, true))
+        told, real = (step_time(shape, "fp32", c, cluster).step_s for cluster in (found, really))
         assert told == pytest.approx(real, rel=0.03)

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -130,15 +132,15 @@ def _measure() -> tuple[dict[Dtype, float], float]:
         types: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
         for name, dtype in types.items():
             square = torch.ones(512, 512, dtype=dtype)
-            flops[name] = 2 * 512**3 * _per_s(lambda square=square: square @ square)
+            flops[name] = 2 * 512**3 * _per_s(partial(torch.matmul, square, square))
         source, target = torch.ones(2, 16 * 1024**2).unbind()
-        return flops, 2 * source.nbytes * _per_s(lambda: target.copy_(source))
+        return flops, 2 * source.nbytes * _per_s(partial(target.copy_, source))
     finally:
         torch.set_num_threads(threads)
 
 
-def _per_s(work: object) -> float:
-    assert callable(work)
+def _per_s(work: Callable[[], object]) -> float:
+    """Times a second, after one to warm up."""
     work()
     begun, times = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < MEASURED_S:

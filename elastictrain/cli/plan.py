@@ -40,7 +40,7 @@ def plan(
     """
     from elastictrain.config import TrainConfig
     from elastictrain.machines import read_cluster, this_machine
-    from elastictrain.plan.choose import rank_layouts, weigh, world_sizes
+    from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
     from elastictrain.plan.space import everything
     from elastictrain.planning import candidate_of, job_of
 
@@ -48,10 +48,13 @@ def plan(
     job = job_of(resolved)
     found = read_cluster(cluster) if cluster else this_machine(resolved.elastic.max_workers)
     world_size = workers or (found.num_devices if cluster else resolved.elastic.max_workers)
-    ranking = rank_layouts(job, found, world_size)
-    wider = rank_layouts(
-        job, found, world_size, everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
-    )
+    all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
+    wider = rank_layouts(job, found, world_size, all_choices)
+    try:
+        ranking = rank_layouts(job, found, world_size)
+    except NothingFits as error:
+        later = f"{wider.best.candidate} would fit, but the engine does not run that yet"
+        raise NothingFits(f"{error} {later}.") from None
     as_written = None
     if world_size == resolved.elastic.max_workers:
         as_written = weigh(job, candidate_of(resolved, world_size), found)
@@ -99,7 +102,7 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    from elastictrain.plan.choose import why
+    from elastictrain.plan.choose import fits, why
     from elastictrain.planning import overrides_of
     from elastictrain.tracking.wording import bytes_text, seconds_text
 
@@ -125,7 +128,9 @@ def _show(
     typer.echo(f"\nbest     {best.candidate}: elastictrain train CONFIG {' '.join(overrides_of(best.candidate))}")
     typer.echo(f"memory   {_parts(best)}, at its worst in the {best.memory.moment}")
     if as_written and as_written.candidate != best.candidate:
-        typer.echo(f"as written: {as_written.candidate} is {why(best, as_written)}")
+        needs = bytes_text(as_written.memory.device_bytes)
+        verdict = why(best, as_written) if fits(as_written.memory, cluster) else f"does not fit: it needs {needs}"
+        typer.echo(f"written  {as_written.candidate}, as the config has it: {verdict}")
     if wider.best.time.step_s < 0.99 * best.time.step_s and not wider.best.candidate.runs_today:
         gain = best.time.step_s / wider.best.time.step_s
         typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; not run by the engine yet")

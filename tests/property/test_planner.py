@@ -15,7 +15,7 @@ from elastictrain.plan.cluster import Cluster, Device, Dtype, Efficiency, Link
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s
 from elastictrain.plan.memory import memory_of
 from elastictrain.plan.model_shape import ModelShape
-from elastictrain.plan.space import Candidate, divisors, enumerate_layouts, everything
+from elastictrain.plan.space import OFFLOADS, Candidate, divisors, enumerate_layouts, everything
 from elastictrain.plan.step_time import step_time
 
 LINK = Link(bytes_per_s=1e10, latency_s=1e-5)
@@ -183,3 +183,44 @@ def test_a_profile_tells_the_shares_that_made_it(
     for c in candidates:
         told, real = (step_time(shape, "fp32", c, cluster).step_s for cluster in (found, really))
         assert told == pytest.approx(real, rel=0.03)
+
+
+def test_a_pipeline_idles_for_its_stages_less_one() -> None:
+    shape = ModelShape(8, 512, 8, 8, 1408, 8192, 256)
+    of_one = step_time(shape, "bf16", Candidate(1, 1, 16, pp=4), LARGE)
+    busy = of_one.compute + of_one.pipeline
+    assert of_one.bubble == pytest.approx(busy * 3 / 16)
+    assert step_time(shape, "bf16", Candidate(1, 1, 16, pp=4), LARGE, chunks=2).bubble == pytest.approx(busy * 3 / 32)
+
+
+def test_accumulation_costs_stages_2_and_3_traffic() -> None:
+    shape = ModelShape(8, 512, 8, 8, 1408, 8192, 256)
+    for stage, times in ((0, 1), (1, 1), (2, 4), (3, 4)):
+        once, often = (step_time(shape, "bf16", Candidate(4, 1, m, stage), LARGE) for m in (1, 4))
+        assert often.gradients == pytest.approx(times * once.gradients)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes(), dtypes)
+def test_offloaded_state_lies_elsewhere(shape: ModelShape, dtype: Dtype) -> None:
+    here, host, drive = (
+        memory_of(shape, dtype, Candidate(4, 1, 2, 3, offload=offload), LARGE.device) for offload in OFFLOADS
+    )
+    assert here.host_bytes == here.nvme_bytes == host.nvme_bytes == drive.host_bytes == 0
+    assert host.host_bytes == drive.nvme_bytes > here.optimizer
+    assert host.optimizer == drive.optimizer == 0
+    assert host.device_bytes < here.device_bytes
+
+
+def test_a_trillion_parameters_on_ten_thousand_devices_are_a_matter_of_seconds() -> None:
+    shape = ModelShape(
+        64, 8192, 64, 8, 24_576, 128_256, 4096, tie_embeddings=False, num_experts=64, experts_per_token=8
+    )
+    assert 1e12 < shape.num_parameters < 3e12
+    cluster = cluster_of(80 * 10**9, devices_per_node=8, num_nodes=1280)
+    ranking = rank_layouts(Job(shape, "bf16", 10_240), cluster, 10_240, everything(shape, 10_240, 8, nvme=True))
+    # 60 us each: `rank_layouts` stays under 2 s of one core
+    assert ranking.num_looked_at < 30_000
+    best = ranking.best.candidate
+    assert (best.world_size, best.global_batch) == (10_240, 10_240)
+    assert best.ep > 1

@@ -12,9 +12,7 @@ from functools import lru_cache
 
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
-
-PERSISTENT_ELEMENTS = 100_000
-"""Weights up to this size are kept gathered by ZeRO 3 (stage3_param_persistence_threshold)."""
+from elastictrain.plan.zero_memory import PERSISTENT_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class StepTime:
     @property
     def step_s(self) -> float:
         """All of it."""
-        return sum(getattr(self, part) for part in self.__slots__)
+        seconds: float = sum(getattr(self, part) for part in self.__slots__)
+        return seconds
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""

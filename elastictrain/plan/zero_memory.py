@@ -28,11 +28,14 @@ from dataclasses import dataclass
 from elastictrain.plan.activations import BYTES, FP32
 
 LARGEST_BUCKET = 50_000_000
-"""Elements that are reduced together from stage 1 on; `engine.zero_config` sets it."""
+"""Elements that are reduced together, at most, from stage 1 on; ZeRO keeps a buffer of this size, and a second one
+where communication overlaps (CUDA), which counts as the device's `reserved_bytes`."""
 LARGEST_FLAT_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces together at stage 0, and at stage 1 in bf16."""
 LIVE_PARAMETERS = 1_000_000_000
 """Elements that stage 3 keeps gathered at once (stage3_max_live_parameters)."""
+PERSISTENT_ELEMENTS = 100_000
+"""Weights up to this size stay gathered at stage 3 (stage3_param_persistence_threshold)."""
 ADAM_MOMENTS = 2
 
 

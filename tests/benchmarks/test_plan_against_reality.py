@@ -6,6 +6,8 @@ from plan_memory import CASES, Case, compare
 from plan_time import kendall_tau
 from tensor_memory import TensorMemory
 
+from elastictrain.plan.zero_memory import LIVE_PARAMETERS, PERSISTENT_ELEMENTS
+
 CHOSEN = (
     Case("wide", "fp32", 1, 2, 2),
     Case("wide", "bf16", 2, 2, 4, recompute=True),
@@ -24,6 +26,14 @@ def test_the_benchmark_covers_all_that_the_engine_runs() -> None:
     assert kinds == {(dtype, stage) for dtype in ("fp32", "bf16") for stage in range(4)}
     assert {case.world_size for case in CASES} == {1, 2, 4}
     assert {case.recompute for case in CASES} == {True, False}
+
+
+def test_deepspeeds_thresholds_are_those_that_the_planner_takes() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    defaults = DeepSpeedZeroConfig(stage=3)
+    assert defaults.param_persistence_threshold == PERSISTENT_ELEMENTS
+    assert defaults.max_live_parameters == LIVE_PARAMETERS
 
 
 def test_tensors_are_counted_while_they_live_and_views_not_at_all() -> None:

@@ -29,7 +29,10 @@ def plan(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Workers; without it, the cluster's devices, or elastic.max_workers.", show_default=False),
+        typer.Option(
+            help="Workers; without it, as many as can share a step on the cluster's devices, or elastic.max_workers.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -41,13 +44,15 @@ def plan(
     from elastictrain.config import TrainConfig
     from elastictrain.machines import read_cluster, this_machine
     from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
+    from elastictrain.plan.layout import legal_world_sizes
     from elastictrain.plan.space import everything
     from elastictrain.planning import candidate_of, job_of
 
     resolved = TrainConfig.load(config, overrides or [])
     job = job_of(resolved)
     found = read_cluster(cluster) if cluster else this_machine(resolved.elastic.max_workers)
-    world_size = workers or (found.num_devices if cluster else resolved.elastic.max_workers)
+    room = found.num_devices if cluster else resolved.elastic.max_workers
+    world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
     wider = rank_layouts(job, found, world_size, all_choices)
     try:

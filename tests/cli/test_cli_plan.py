@@ -50,6 +50,12 @@ def test_a_cluster_file_in_words() -> None:
     assert "too little memory with 1" in told
 
 
+def test_a_cluster_with_more_devices_than_a_step_can_use() -> None:
+    told = json.loads(planned("--json", "--cluster", str(H100), "train.global_batch=48"))
+    assert told["best"]["layout"]["world_size"] == 48
+    assert list(told["world_sizes"]) == ["1", "2", "3", "4", "6", "8", "12", "16", "24", "48"]
+
+
 def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:
     command = [sys.executable, "-m", "elastictrain", "plan", RECIPE, "--cluster", str(H100), "--workers", "1", *LARGE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from elastictrain.machines import available_bytes
 from elastictrain.tracking.wording import bytes_text
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -79,7 +80,7 @@ def kernel() -> Finding:
 
 def memory() -> Finding:
     """Memory that is free for workers (some 300 MB each) and Ray (about 1 GB)."""
-    free = _available_bytes(Path("/proc/meminfo"))
+    free = available_bytes()
     found = f"{bytes_text(free)} available"
     if free < 2 * GB:
         return Finding("memory", "fail", found, "free some: two workers and Ray need about 2 GB")
@@ -199,12 +200,3 @@ def _import(package: str, code: str) -> Finding:
         error = done.stderr.strip().splitlines()[-1:] or [f"its import ended with exit status {done.returncode}"]
         return Finding(package, "fail", error[0], advice)
     return Finding(package, "ok", done.stdout.strip().splitlines()[-1])
-
-
-def _available_bytes(meminfo: Path) -> int:
-    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    available = int(rows["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (maximum := limit.read_text().strip()) != "max":
-        available = min(available, int(maximum) - int(used.read_text()))
-    return available

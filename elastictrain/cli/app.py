@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from elastictrain.cli.checkpoints import checkpoints
 from elastictrain.cli.doctor import doctor
 from elastictrain.cli.outcome import plain_errors
+from elastictrain.cli.plan import plan
 from elastictrain.cli.report import report
 from elastictrain.cli.status import status
 from elastictrain.cli.train import train
@@ -26,6 +27,7 @@ Submitting the same file again continues the run from where it stands.
 
   elastictrain train jobs/llm_tiny.yaml                  train, or continue
   elastictrain train jobs/llm_tiny.yaml train.steps=50   change one field
+  elastictrain plan jobs/llm_tiny.yaml                   layout, memory, time
   elastictrain status                                    how it is doing
   elastictrain report quickstart --html report.html      what happened
   elastictrain checkpoints quickstart --verify           what is kept, checked
@@ -81,7 +83,7 @@ def schema() -> None:
     typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
 
 
-for command in (train, status, report, checkpoints, doctor, schema):
+for command in (train, plan, status, report, checkpoints, doctor, schema):
     app.command()(command)
 
 

@@ -11,10 +11,8 @@ from torch.optim import AdamW
 from elastictrain.config import TrainSection
 from elastictrain.engine.device import Device
 from elastictrain.plan.layout import Layout
+from elastictrain.plan.zero_memory import LARGEST_BUCKET
 from elastictrain.workloads.base import Workload
-
-_LARGEST_BUCKET = 50_000_000
-"""Elements that are reduced together, at most; ZeRO keeps a buffer of this size, two when communication overlaps."""
 
 
 def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_elements: int) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
 
     Stage 0 is the exception: DeepSpeed can accumulate its micro-batches only in the type of the weights.
     """
-    bucket = min(_LARGEST_BUCKET, num_elements + num_elements % 2)
+    bucket = min(LARGEST_BUCKET, num_elements + num_elements % 2)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,

@@ -1,0 +1,159 @@
+"""`elastictrain plan`: which layout suits a run, how much memory and time it takes, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from elastictrain.plan.choose import Job, Option, Ranking
+    from elastictrain.plan.cluster import Cluster
+
+NUM_SHOWN = 8
+
+
+def plan(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the run.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, such as train.dtype=bf16.", show_default=False),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Cluster file; without it, this machine.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Workers; without it, as many as can share a step on the cluster's devices, or elastic.max_workers.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the layout for a run.
+
+    Memory and step time of every legal layout, the best and why, and the numbers of workers that a run can go on with.
+    Nothing is started, no data is read.
+    """
+    from elastictrain.config import TrainConfig
+    from elastictrain.machines import read_cluster, this_machine
+    from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
+    from elastictrain.plan.layout import legal_world_sizes
+    from elastictrain.plan.space import everything
+    from elastictrain.planning import candidate_of, job_of
+
+    resolved = TrainConfig.load(config, overrides or [])
+    job = job_of(resolved)
+    found = read_cluster(cluster) if cluster else this_machine(resolved.elastic.max_workers)
+    room = found.num_devices if cluster else resolved.elastic.max_workers
+    world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
+    all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
+    wider = rank_layouts(job, found, world_size, all_choices)
+    try:
+        ranking = rank_layouts(job, found, world_size)
+    except NothingFits as error:
+        later = f"{wider.best.candidate} would fit, but the engine does not run that yet"
+        raise NothingFits(f"{error} {later}.") from None
+    as_written = None
+    if world_size == resolved.elastic.max_workers:
+        as_written = weigh(job, candidate_of(resolved, world_size), found)
+    sizes = world_sizes(job, found, resolved.elastic.min_workers, min(world_size, 64))
+    if as_json:
+        typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, sizes), indent=2))
+    else:
+        _show(job, found, ranking, wider, as_written, sizes)
+
+
+def _as_json(
+    job: Job,
+    cluster: Cluster,
+    ranking: Ranking,
+    wider: Ranking,
+    as_written: Option | None,
+    sizes: dict[int, Option | None],
+) -> dict[str, Any]:
+    from elastictrain.plan.choose import why
+    from elastictrain.planning import overrides_of
+
+    best, others = ranking.best, ranking.best_of_each_kind()[1:]
+    return {
+        "version": 1,
+        "cluster": cluster.model_dump(mode="json"),
+        "parameters": {"all": job.shape.num_parameters, **job.shape.by_part()},
+        "flops_per_token": job.shape.flops_per_token(),
+        "best": best.to_json() | {"overrides": overrides_of(best.candidate)},
+        "others": [option.to_json() | {"why_not": why(best, option)} for option in others],
+        "as_written": as_written.to_json() if as_written else None,
+        "best_of_all": wider.best.to_json(),
+        "num_looked_at": wider.num_looked_at,
+        "world_sizes": {str(n): option and option.to_json() for n, option in sizes.items()},
+    }
+
+
+def _show(
+    job: Job,
+    cluster: Cluster,
+    ranking: Ranking,
+    wider: Ranking,
+    as_written: Option | None,
+    sizes: dict[int, Option | None],
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from elastictrain.plan.choose import fits, why
+    from elastictrain.planning import overrides_of
+    from elastictrain.tracking.wording import bytes_text, seconds_text
+
+    best, console = ranking.best, Console()
+    size = bytes_text(cluster.device.memory_bytes)
+    typer.echo(
+        f"{job.shape.num_parameters:,} parameters, {job.shape.flops_per_token():.3g} FLOPs a token; {cluster.name}: "
+        f"{cluster.num_devices} x {cluster.device.name}, {size}\n"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("layout", "memory", "step", "tokens/s", "of peak", "why not"):
+        table.add_column(name, justify="left" if name in ("layout", "why not") else "right")
+    for option in ranking.best_of_each_kind()[:NUM_SHOWN]:
+        table.add_row(
+            str(option.candidate),
+            bytes_text(option.memory.device_bytes),
+            seconds_text(option.time.step_s),
+            f"{option.tokens_per_s(job):,.0f}",
+            f"{100 * option.utilisation(job, cluster):.0f} %",
+            "" if option is best else why(best, option),
+        )
+    console.print(table)
+    typer.echo(f"\nbest     {best.candidate}: elastictrain train CONFIG {' '.join(overrides_of(best.candidate))}")
+    typer.echo(f"memory   {_parts(best)}, at its worst in the {best.memory.moment}")
+    if as_written and as_written.candidate != best.candidate:
+        needs = bytes_text(as_written.memory.device_bytes)
+        verdict = why(best, as_written) if fits(as_written.memory, cluster) else f"does not fit: it needs {needs}"
+        typer.echo(f"written  {as_written.candidate}, as the config has it: {verdict}")
+    if wider.best.time.step_s < 0.99 * best.time.step_s and not wider.best.candidate.runs_today:
+        gain = best.time.step_s / wider.best.time.step_s
+        typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; not run by the engine yet")
+    typer.echo(f"workers  {_sizes(sizes)}")
+
+
+def _parts(option: Option) -> str:
+    from elastictrain.tracking.wording import bytes_text
+
+    names = ("weights", "gradients", "optimizer", "activations", "buffers", "fragmentation", "reserved")
+    parts = [(name, getattr(option.memory, name)) for name in names]
+    return ", ".join(f"{name} {bytes_text(num_bytes)}" for name, num_bytes in parts if num_bytes)
+
+
+def _sizes(sizes: dict[int, Option | None]) -> str:
+    from elastictrain.tracking.wording import bytes_text
+
+    fitting = [f"{n} ({bytes_text(option.memory.device_bytes)})" for n, option in sizes.items() if option]
+    short = [str(n) for n, option in sizes.items() if option is None]
+    told = f"the run can go on with {', '.join(fitting)}" if fitting else "the run can go on with no number"
+    return told + (f"; too little memory with {', '.join(short)}" if short else "")

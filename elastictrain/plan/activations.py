@@ -1,0 +1,67 @@
+"""Bytes that the forward pass leaves for the backward pass (pure).
+
+The method is that of Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models",
+arXiv:2205.05198, section 4): go through a layer and add up what autograd keeps. Their 34 sbh + 5 as^2 b is for
+LayerNorm, GELU, dropout and plain attention; here the layer has RMSNorm in fp32, rotary embeddings, grouped-query
+attention through `scaled_dot_product_attention` (which keeps one number a head and token instead of the scores), and
+SwiGLU. Counted per token, with e bytes an element, h wide, q and k wide queries and keys, f wide inside the MLP, n
+heads (tested against autograd):
+
+    each norm         8 h + 4         its fp32 input, the normed copy before the weight, the root
+                      e h             its output, which the next matrices need
+    attention         e (q + 2 k)     rotated queries, keys and values
+                      2 e q + 4 n     the mix, as it came and as the output projection needs it; log-sum-exp a head
+    SwiGLU            4 e f           gate, silu of it, up, their product
+    dropout, if any   2 e h           masks
+
+With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
+vocabulary in fp32, is the peak of most small models: log-probabilities, their gradient and that of the logits at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastictrain.plan.model_shape import ModelShape
+
+FP32 = 4
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes of one micro-batch on one rank, in one pipeline stage."""
+
+    layers: int
+    """Kept by all its layers from forward to backward."""
+    working: int
+    """On top of that while one layer goes backward; with checkpointing, what is recomputed included."""
+    head: int
+    """Kept by the final norm and the loss, and given up before any layer goes backward."""
+    loss: int
+    """On top of that at the loss's own peak."""
+
+
+def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
+    """Kept by one layer of `tokens` tokens; what tp splits is split, norms and their outputs are not."""
+    e, h = BYTES[dtype], shape.hidden_size
+    norms = 2 * (2 * FP32 * h + FP32 + e * h)
+    heads = e * (3 * shape.query_size + 2 * shape.kv_size) + FP32 * shape.num_heads
+    mlp = e * (4 if shape.gated_mlp else 2) * shape.intermediate_size * shape.experts_per_token
+    dispatched = 2 * e * h * shape.experts_per_token if shape.num_experts > 1 else 0
+    dropout = 2 * e * h if shape.dropout else 0
+    return tokens * (norms + (heads + mlp) // tp + dispatched + dropout)
+
+
+def micro_batch_bytes(
+    shape: ModelShape, dtype: str, tokens: int, *, num_layers: int, recompute: bool, tp: int = 1
+) -> Activations:
+    """Of one micro-batch of `tokens` tokens a rank, through `num_layers` layers."""
+    e, h = BYTES[dtype], shape.hidden_size
+    whole = layer_bytes(shape, dtype, tokens, tp)
+    kept = tokens * e * h if recompute else whole
+    mlp_gradients = 3 * e * shape.intermediate_size * shape.experts_per_token // tp
+    working = tokens * (2 * e * h + mlp_gradients) + (whole if recompute else 0)
+    final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
+    scores = tokens * shape.vocab_size // tp * FP32
+    return Activations(num_layers * kept, working, final_norm + scores, 2 * scores)

@@ -1,0 +1,117 @@
+"""The memory of one rank at its worst moment, by part (pure).
+
+A step has four moments that can be the worst; the estimate is that of the largest:
+
+    loss       all activations, and three copies of the scores; gradients of earlier micro-batches
+    backward   all layers' activations, the last one's backward pass at work; the bucket of gradients exists by now
+    reduction  all gradients, and the copies that the collective needs; activations are gone
+    update     gradients of this rank's share, flat and clipped; bf16's weights are gathered anew
+
+What the process itself needs (code, the runtime's context) is `Device.reserved_bytes`; what an allocator loses
+between tensors is `Device.fragmentation`, a share of what comes and goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from elastictrain.plan.activations import micro_batch_bytes
+from elastictrain.plan.cluster import Device, Dtype
+from elastictrain.plan.model_shape import ModelShape
+from elastictrain.plan.space import Candidate
+from elastictrain.plan.stage import Stage, heaviest, stage_of
+from elastictrain.plan.zero_memory import StateBytes, state_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank at its worst moment; the parts add up to `device_bytes`."""
+
+    moment: str
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    fragmentation: int
+    reserved: int
+    host_bytes: int
+    """Offloaded to the host's memory, by this rank."""
+    nvme_bytes: int
+    """Offloaded to drives, by this rank."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What torch's allocator is asked for."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
+
+    @property
+    def device_bytes(self) -> int:
+        """All that must fit on the device."""
+        return self.tensor_bytes + self.fragmentation + self.reserved
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain fields."""
+        return asdict(self) | {"tensor_bytes": self.tensor_bytes, "device_bytes": self.device_bytes}
+
+
+def memory_of(shape: ModelShape, dtype: Dtype, candidate: Candidate, device: Device) -> Memory:
+    """Of the rank that needs most."""
+    stages = (
+        _memory_of_stage(shape, dtype, candidate, stage_of(shape, candidate, i), device) for i in heaviest(candidate)
+    )
+    return max(stages, key=lambda memory: memory.device_bytes)
+
+
+def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stage: Stage, device: Device) -> Memory:
+    state = state_bytes(
+        stage.dense,
+        dtype,
+        candidate.zero_stage,
+        candidate.zero_group,
+        table=stage.table,
+        tied=stage.tied,
+        small=stage.small,
+    )
+    if stage.experts:
+        sharded_over = max(1, candidate.zero_group // candidate.ep)
+        state = _sum(state, state_bytes(stage.experts, dtype, candidate.zero_stage, sharded_over))
+    tokens = candidate.micro_batch * shape.seq_len // candidate.sp
+    of_one = micro_batch_bytes(
+        shape, dtype, tokens, num_layers=stage.num_layers,
+        recompute=candidate.activation_checkpointing, tp=candidate.tp,
+    )  # fmt: skip
+    in_flight = min(candidate.pp - stage.index, candidate.accumulation)
+    kept = of_one.layers * in_flight
+    several = candidate.accumulation > 1
+    before = state.gradients_between if several else state.gradients_before
+    bucket = state.bucket_between if several else state.bucket_before
+
+    moments = {
+        "backward": (before, state.bucket, kept + of_one.working),
+        "reduction": (state.gradients_after, state.bucket + state.reduction, 0),
+        "update": (state.update, 0, 0),
+    }
+    if stage.last:
+        moments["loss"] = (before, bucket, kept + of_one.head + of_one.loss)
+    optimizer, host, nvme = state.optimizer, 0, 0
+    weights = state.weights
+    if candidate.offload != "none":
+        # Masters, moments and the gradients that they are updated with; at stage 3 the weights of this rank too.
+        away = state.optimizer + state.optimizer // 3
+        if candidate.zero_stage == 3:
+            away, weights = away + weights, 0
+        optimizer = 0
+        host, nvme = (away, 0) if candidate.offload == "cpu" else (0, away)
+    found = []
+    for moment, (gradients, buffers, activations) in moments.items():
+        gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)
+        parts = (weights + gathered, gradients, optimizer, activations, buffers)
+        lost = int(device.fragmentation * (activations + buffers + gathered))
+        found.append(Memory(moment, *parts, lost, device.reserved_bytes, host, nvme))
+    return max(found, key=lambda memory: memory.device_bytes)
+
+
+def _sum(one: StateBytes, other: StateBytes) -> StateBytes:
+    return StateBytes(*(getattr(one, f.name) + getattr(other, f.name) for f in fields(StateBytes)))

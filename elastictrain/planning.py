@@ -1,0 +1,88 @@
+"""What the planner is asked about a run: its config in the planner's terms, without loading a model or any data."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
+from elastictrain.plan.choose import Job
+from elastictrain.plan.model_shape import ModelShape
+from elastictrain.plan.space import Candidate
+
+LLAMA_LIKE = ("llama", "mistral")
+"""Model types of `transformers` that are built as this project's transformer is: what the planner can count."""
+
+
+def job_of(config: TrainConfig) -> Job:
+    """The job that a config describes; the tokenizer may turn out smaller than data.vocab_size."""
+    shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
+    return Job(shape, config.train.dtype, config.train.global_batch)
+
+
+def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
+    """The layout that the config asks for at this world size; raises ConfigError when there is none."""
+    layout = config.layout(world_size)
+    return Candidate(
+        layout.dp,
+        layout.micro_batch,
+        layout.accumulation,
+        layout.zero_stage,
+        activation_checkpointing=config.train.activation_checkpointing,
+    )
+
+
+def overrides_of(candidate: Candidate) -> list[str]:
+    """What to write on the command line to train so."""
+    return [
+        f"train.micro_batch={candidate.micro_batch}",
+        f"parallel.zero_stage={candidate.zero_stage}",
+        f"train.activation_checkpointing={str(candidate.activation_checkpointing).lower()}",
+        f"elastic.max_workers={candidate.world_size}",
+    ]
+
+
+def _shape_of_transformer(config: TrainConfig) -> ModelShape:
+    model = config.model
+    return ModelShape(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads or model.num_heads,
+        # as workloads.transformer.SwiGLU has it
+        intermediate_size=model.intermediate_size or math.ceil(model.hidden_size * 8 / 3 / 32) * 32,
+        vocab_size=config.data.vocab_size,
+        seq_len=config.data.seq_len,
+        tie_embeddings=model.tie_embeddings,
+        dropout=model.dropout > 0,
+    )
+
+
+def _shape_of_folder(config: TrainConfig) -> ModelShape:
+    path = Path(str(config.model.path)) / "config.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read {path}: {error}") from None
+    if found.get("model_type") not in LLAMA_LIKE or found.get("attention_bias") or found.get("mlp_bias"):
+        raise ConfigError(
+            f"{path} describes a {found.get('model_type')!r}, whose layers the planner can't count: it knows "
+            f"{' and '.join(LLAMA_LIKE)} without biases, and model.kind transformer"
+        )
+    try:
+        return ModelShape(
+            num_layers=found["num_hidden_layers"],
+            hidden_size=found["hidden_size"],
+            num_heads=found["num_attention_heads"],
+            num_kv_heads=found.get("num_key_value_heads") or found["num_attention_heads"],
+            intermediate_size=found["intermediate_size"],
+            vocab_size=found["vocab_size"],
+            seq_len=config.data.seq_len,
+            head_dim=found.get("head_dim"),
+            tie_embeddings=found.get("tie_word_embeddings", False),
+        )
+    except KeyError as error:
+        raise ConfigError(f"{path} has no {error.args[0]}") from None

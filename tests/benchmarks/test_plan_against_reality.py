@@ -1,0 +1,56 @@
+"""The planner's memory against real ranks, for one layout of each kind; `benchmarks/plan_memory.py` has many more."""
+
+import pytest
+import torch
+from plan_memory import CASES, Case, compare
+from plan_time import kendall_tau
+from tensor_memory import TensorMemory
+
+from elastictrain.plan.zero_memory import LIVE_PARAMETERS, PERSISTENT_ELEMENTS
+
+CHOSEN = (
+    Case("wide", "fp32", 1, 2, 2),
+    Case("wide", "bf16", 2, 2, 4, recompute=True),
+    Case("wide", "fp32", 3, 2, 4, 1),
+)
+
+
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: f"{case.dtype} zero{case.zero_stage}")
+def test_memory_is_estimated_within_a_tenth(case: Case) -> None:
+    row = compare(case)
+    assert abs(row["error"]) < 0.10, row
+
+
+def test_the_benchmark_covers_all_that_the_engine_runs() -> None:
+    kinds = {(case.dtype, case.zero_stage) for case in CASES}
+    assert kinds == {(dtype, stage) for dtype in ("fp32", "bf16") for stage in range(4)}
+    assert {case.world_size for case in CASES} == {1, 2, 4}
+    assert {case.recompute for case in CASES} == {True, False}
+
+
+def test_deepspeeds_thresholds_are_those_that_the_planner_takes() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    defaults = DeepSpeedZeroConfig(stage=3)
+    assert defaults.param_persistence_threshold == PERSISTENT_ELEMENTS
+    assert defaults.max_live_parameters == LIVE_PARAMETERS
+
+
+def test_tensors_are_counted_while_they_live_and_views_not_at_all() -> None:
+    with TensorMemory() as memory:
+        first = torch.zeros(1000)
+        view = first.view(10, 100) + torch.ones(10, 100)
+        del first
+        memory.reset_peak()
+        assert memory.peak_bytes == memory.live_bytes == 4000
+        torch.zeros(500)
+        assert memory.peak_bytes == 6000
+        assert view.sum() == 1000
+    memory.reset_peak()
+    assert memory.live_bytes == 4000
+
+
+def test_kendall_tau() -> None:
+    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1
+    assert kendall_tau([1, 2, 3], [30, 20, 10]) == -1
+    assert kendall_tau([1, 3, 2], [1, 2, 3]) == pytest.approx(1 / 3)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import psutil
 from two_nodes import Job, last_words
 
+LISTEN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 """Agents give their ranks half a minute, and these may be waiting for each other."""
 
@@ -77,6 +80,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def wait_until_listening(port: int, require_running: Callable[[], None]) -> None:
+    """Until this port of 127.0.0.1 takes connections; raises RuntimeError when whoever was to listen has ended."""
+    end = time.monotonic() + LISTEN_TIMEOUT_S
+    while True:
+        require_running()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if time.monotonic() > end:
+            raise RuntimeError(f"nobody listens on port {port} after {LISTEN_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)
 
 
 def _ancestors(pid: int) -> set[int]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from peers.agents import Agents, free_port
+from peers.agents import Agents, free_port, wait_until_listening
 from peers.notes import Setup
 from strike_peer import described
+from two_nodes import running
 
 SCRIPT = Path(__file__).with_name("torchft_rank.py")
+LIGHTHOUSE = Path(__file__).with_name("torchft_lighthouse.py")
 MAX_RESTARTS = 20
 JOIN_TIMEOUT_MS = 10_000
 """How long a quorum waits for replicas that are late: as in torchft's own example. Its other times are its defaults."""
@@ -35,18 +37,17 @@ class Torchft:
     @contextmanager
     def begin(self, setup: Setup, folder: Path, num_nodes: int) -> Iterator[Agents]:
         """See `strike_peer.Peer`."""
-        from torchft.coordination import LighthouseServer
-
         port = free_port()
-        lighthouse = LighthouseServer(bind=f"127.0.0.1:{port}", min_replicas=1, join_timeout_ms=JOIN_TIMEOUT_MS)
+        lighthouse = [sys.executable, str(LIGHTHOUSE), str(port), str(JOIN_TIMEOUT_MS)]
         job = TorchftJob(folder, described(setup, folder), f"http://127.0.0.1:{port}")
-        try:
-            for _ in range(num_nodes):
-                job.add_node()
-            yield job
-        finally:
-            job.close()
-            lighthouse.shutdown()
+        with running(lighthouse, folder / "lighthouse.log", ray_address="") as watching:
+            wait_until_listening(port, watching.require_running)
+            try:
+                for _ in range(num_nodes):
+                    job.add_node()
+                yield job
+            finally:
+                job.close()
 
 
 @dataclass

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peers.agents import Agents, free_port
+from peers.agents import Agents, free_port, wait_until_listening
 from peers.notes import Setup
-from strike_peer import START_TIMEOUT_S, described
+from strike_peer import described
 from trial import WORLD_SIZE
 
 SCRIPT = Path(__file__).with_name("torchrun_rank.py")
@@ -35,7 +33,8 @@ class Torchrun:
         try:
             for _ in range(num_nodes):
                 job.add_node()
-                job.wait_for_store()
+                # an agent that comes before the first one listens would open a store of its own
+                wait_until_listening(job.port, job.require_running)
             yield job
         finally:
             job.close()
@@ -67,18 +66,6 @@ class TorchrunJob(Agents):
         `_create_c10d_store` counts on a new store for each round, and the agent keeps the first one.
         """
         return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-
-    def wait_for_store(self) -> None:
-        """An agent that comes before the first one listens would open a store of its own."""
-        end = time.monotonic() + START_TIMEOUT_S
-        while True:
-            self.require_running()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            if time.monotonic() > end:
-                raise RuntimeError(f"torchrun opened no store within {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.1)
 
 
 TORCHRUN = Torchrun()

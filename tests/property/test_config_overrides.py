@@ -36,10 +36,11 @@ values = st.fixed_dictionaries(
 
 
 def override(key: str, value: object) -> str:
-    return f"{key}={yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)}"
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**9)}"
 
 
 @example({"run.storage": "0E0"})
+@example({"train.sample_prompt": "\x85"})
 @given(values)
 def test_overrides_arrive_as_written(chosen: dict[str, object]) -> None:
     written = {k: v for k, v in chosen.items() if not (isinstance(v, str) and v.startswith("@"))}

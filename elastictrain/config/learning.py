@@ -1,0 +1,124 @@
+"""What is learned, from what and how: the sections that decide samples, model and losses.
+
+Nearly none of it may change while a run lasts; see `changes`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from elastictrain.config.section import Section
+
+BadStepAction = Literal["ignore", "stop", "skip", "rollback"]
+
+
+class TrainSection(Section):
+    """The optimisation: how long, how much at a time, how fast."""
+
+    steps: int = Field(default=200, ge=1)
+    """Optimizer steps in the whole run."""
+    global_batch: int = Field(default=16, ge=1)
+    """Sequences per step over all workers; never changes while the cluster does."""
+    micro_batch: int = Field(default=4, ge=1)
+    """Sequences per forward pass of one worker; gradient accumulation makes up the global batch. When a worker runs out
+    of memory the run goes on with half of it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initialisation, the sample order and dropout."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and activations in forward and backward; master weights and moments stay fp32."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float = Field(default=3e-4, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Global gradient norm to clip to; 0 turns clipping off."""
+    on_bad_loss: Literal["stop", "skip", "rollback"] = "skip"
+    """What to do about a step whose loss or gradient is NaN or infinite; in no case does it change the weights. `skip`:
+    its samples are used up and training goes on. `rollback`: the same, from the newest durable checkpoint's state, so
+    that the steps since then are undone too. `stop`: the run ends."""
+    on_spike: BadStepAction = "ignore"
+    """What to do about a step whose loss is far above those before; as `on_bad_loss`."""
+    spike_threshold: float = Field(default=8.0, gt=0)
+    """How far above the median of the last 16 losses a spike begins, in standard deviations of the loss from step to
+    step (robustly estimated over 64 steps, and at least 1 % of the median)."""
+    max_bad_steps: int = Field(default=10, ge=1, le=64)
+    """Bad steps in a row at which the run stops, whatever on_bad_loss and on_spike say."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: less memory, a third more compute."""
+    sample_tokens: int = Field(default=64, ge=0)
+    """Tokens of the sample that the finished model writes; 0 for none."""
+    sample_prompt: str = "def "
+    """Text that the sample continues."""
+
+
+class ModelSection(Section):
+    """The language model."""
+
+    kind: Literal["transformer", "huggingface"] = "transformer"
+    """`transformer`: this project's decoder. `huggingface`: a causal model of `transformers`, from `model.path`."""
+    path: str | None = None
+    """Local folder with a Hugging Face config.json (kind huggingface)."""
+    num_layers: int = Field(default=4, ge=1)
+    """Decoder blocks."""
+    hidden_size: int = Field(default=128, ge=8)
+    """Width of the residual stream."""
+    num_heads: int = Field(default=4, ge=1)
+    """Query heads; must divide hidden_size into even head dimensions."""
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads (grouped-query attention); None means num_heads."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width inside SwiGLU; None means 8/3 of hidden_size, rounded up to a multiple of 32."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after attention and MLP, seeded per micro-batch so that it does not depend on the layout."""
+    tie_embeddings: bool = True
+    """Use the embedding as the output head."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary embedding."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Epsilon of RMSNorm."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelSection:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"model.hidden_size {self.hidden_size} / model.num_heads {self.num_heads} = "
+                f"{self.hidden_size / self.num_heads:g}, which is not an even whole head dimension"
+            )
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}")
+        if self.kind == "huggingface" and not self.path:
+            raise ValueError("model.kind huggingface needs model.path, a local folder with config.json")
+        return self
+
+
+class DataSection(Section):
+    """The corpus and how it becomes samples."""
+
+    corpus: str = "python:stdlib"
+    """A text file, a folder, a glob, or `python:stdlib` (the source of Python's own standard library, no tests)."""
+    suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
+    """File endings read from a folder; a file or glob is taken as it is."""
+    exclude: tuple[str, ...] = ("test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages")
+    """Names of folders to leave out."""
+    seq_len: int = Field(default=128, ge=8)
+    """Tokens per sample that are predicted."""
+    vocab_size: int = Field(default=2048, ge=257)
+    """Size of the byte-level BPE vocabulary trained on the corpus."""
+    validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    """Part of the documents held out for validation."""
+    validation_samples: int = Field(default=256, ge=1)
+    """At most so many held-out samples are evaluated at the end."""
+    num_shards: int = Field(default=8, ge=1)
+    """Token shards to write; also the unit of parallel and resumable preparation."""

@@ -1,0 +1,104 @@
+"""Everything about one run, composed from its sections; what only all of them together can tell is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from elastictrain.config.fault import Fault
+from elastictrain.config.learning import DataSection, ModelSection, TrainSection
+from elastictrain.config.reading import apply_override, explain, read_yaml, refuse_unknown
+from elastictrain.config.running import (
+    CheckpointSection,
+    ClusterSection,
+    ElasticSection,
+    ParallelSection,
+    RunSection,
+    SnapshotSection,
+    TrackingSection,
+)
+from elastictrain.config.section import Section
+from elastictrain.errors import ConfigError
+from elastictrain.plan.layout import Layout, plan_layout
+
+
+class TrainConfig(Section):
+    """Everything about one run."""
+
+    run: RunSection = RunSection()
+    train: TrainSection = TrainSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    parallel: ParallelSection = ParallelSection()
+    elastic: ElasticSection = ElasticSection()
+    cluster: ClusterSection = ClusterSection()
+    snapshot: SnapshotSection = SnapshotSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    faults: tuple[Fault, ...] = ()
+    """Faults to inject."""
+
+    @model_validator(mode="after")
+    def _whole_step(self) -> TrainConfig:
+        try:
+            self.layout(self.elastic.max_workers)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        for number, fault in enumerate(self.faults):
+            if fault.rank >= self.elastic.max_workers:
+                raise ValueError(
+                    f"faults.{number}.rank {fault.rank} never strikes: with elastic.max_workers "
+                    f"{self.elastic.max_workers} the highest rank is {self.elastic.max_workers - 1}"
+                )
+        return self
+
+    def late_faults(self) -> list[tuple[int, Fault]]:
+        """Planned faults (with their number) whose step is after the last: a shorter rehearsal of a longer run."""
+        return [(number, fault) for number, fault in enumerate(self.faults) if fault.at > self.train.steps]
+
+    def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
+        """The layout at this world size; raises ConfigError with the arithmetic when there is none.
+
+        `micro_batch` is the one in force where memory has run out; None means train.micro_batch.
+        """
+        return plan_layout(
+            world_size,
+            global_batch=self.train.global_batch,
+            micro_batch=micro_batch or self.train.micro_batch,
+            zero_stage=self.parallel.zero_stage,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+        """Read a YAML file (or defaults), apply `section.field=value` overrides, validate.
+
+        A value is YAML; `field=@file` reads it from a YAML file. Raises ConfigError naming the value, the field and
+        the way out.
+        """
+        data = read_yaml(Path(path)) if path is not None else {}
+        where = str(path) if path is not None else "the defaults"
+        for override in overrides:
+            apply_override(cls, data, override)
+        return cls.from_dict(data, where)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "config") -> TrainConfig:
+        """Validate plain data; `where` names its origin in errors."""
+        refuse_unknown(cls, data, where)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(explain(error, where)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data; `from_dict` gives the same config back."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return text

@@ -4,13 +4,16 @@ elastictrain runs as a user runs it: its command line, Ray actors on two local n
 whole state after each step with its replica on the other node, a durable checkpoint every 50 steps, the journal and
 MLflow. The bare loop is two processes that train with the same DeepSpeed and do nothing else (bare_loop.py). Both take
 the same steps on the same samples, and their losses are compared bit for bit. When both are warm and the standby is
-up, they take turns of a few seconds (turns.py): a round is one turn of each. The ratio of their steps/s is the median
+up, they take turns of some seconds (turns.py): a round is one turn of each. The ratio of their steps/s is the median
 over the rounds that other work on the machine disturbed least. While the bare loop has its turn nothing else runs, of
 elastictrain or of Ray.
 
-    python benchmarks/overhead.py                                     a table; about 4 minutes
-    python benchmarks/overhead.py --rounds 40 --json                  one JSON object
-    python benchmarks/overhead.py --spare-core                        ranks on one core, all else on another
+Two cases, one after the other. `spare`: all ranks, of both, share one core, and another is there for what is no rank,
+as on hosts of GPUs, which have many more cores than ranks. `full`: each core has a rank, and whatever else runs takes
+its time from one.
+
+    python benchmarks/overhead.py                                     a table; about 8 minutes
+    python benchmarks/overhead.py --cores full --rounds 40 --json     one case, more rounds; one JSON object
     python benchmarks/overhead.py train.global_batch=64               with other settings than jobs/llm_tiny.yaml's
 """
 
@@ -36,7 +39,7 @@ import psutil
 from elastictrain_run import COMMAND, ask, data_folder, wait_until_ready
 from figures import table
 from processor_time import between, used
-from turns import take_turns
+from turns import Turn, take_turns
 from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
@@ -47,6 +50,7 @@ JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
 WORLD_SIZE = 2
 NAME = "overhead"
 BARE = "bare loop"
+CASES = {"spare": "a core left for what is no rank", "full": "a rank on each core"}
 NEVER_ENDING = 1_000_000
 START_TIMEOUT_S = 120.0
 
@@ -54,10 +58,10 @@ START_TIMEOUT_S = 120.0
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="rounds that count (default 20)")
-    parser.add_argument("--turn", type=float, default=5.0, metavar="S", help="seconds of a turn (default 5)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds that count, in each case (default 12)")
+    parser.add_argument("--turn", type=float, default=10.0, metavar="S", help="seconds of a turn (default 10)")
     parser.add_argument("--steps", type=int, default=50, help="steps of warm-up before the turns (default 50)")
-    parser.add_argument("--spare-core", action="store_true", help="all ranks share a core, another is left to the rest")
+    parser.add_argument("--cores", choices=[*CASES, "both"], default="both", help="the cases (default both)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
@@ -89,19 +93,40 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             script = str(Path(bare_loop.__file__))
             with running([sys.executable, script, str(described)], folder / "bare.log", address) as bare:
                 _wait_until_warm(bare, lines, arguments.steps)
-                if arguments.spare_core:
-                    _share_a_core([*_ranks(storage), *_tree(bare)])
                 names = {ours.process.pid: "driver", **dict.fromkeys(_tree(bare), BARE)}
-                before = used(_all_started(), names)
-                turns = take_turns(
-                    (lambda: _others(bare), lambda: _tree(bare)), arguments.rounds, 3 * arguments.rounds, arguments.turn
-                )
-                spent = between(before, used(_all_started(), names))
+                taken = {}
+                for case in CASES if arguments.cores == "both" else [arguments.cores]:
+                    _place([*_ranks(storage), *_tree(bare)], one_core=case == "spare")
+                    before = used(_all_started(), names)
+                    turns = take_turns(
+                        (lambda: _others(bare), lambda: _tree(bare)),
+                        arguments.rounds,
+                        3 * arguments.rounds,
+                        arguments.turn,
+                    )
+                    taken[case] = turns, between(before, used(_all_started(), names))
         committed = [e for e in read_journal(storage / NAME) if isinstance(e, StepCommitted)]
         plain = bare_loop.read(lines, WORLD_SIZE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    ours_ends, bare_ends = [e.finished_at for e in committed], list(plain.ends.values())
+    compared = [e.loss == plain.losses[e.step] for e in committed if e.step in plain.losses]
+    ends = [e.finished_at for e in committed], list(plain.ends.values())
+    return {
+        "machine": found,
+        "overrides": arguments.overrides,
+        "cases": {case: _compared(*of_case, *ends, arguments.rounds) for case, of_case in taken.items()},
+        "losses": {"steps_compared": len(compared), "same_bits": all(compared)},
+    }
+
+
+def _compared(
+    turns: list[tuple[Turn, Turn]],
+    spent: dict[str, float],
+    ours_ends: list[float],
+    bare_ends: list[float],
+    num_rounds: int,
+) -> dict[str, Any]:
+    """One case: steps/s of both, turn by turn."""
     rounds = [
         {
             "elastictrain_steps_per_s": ours_turn.steps_per_s(ours_ends),
@@ -110,16 +135,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         for ours_turn, bare_turn in turns
     ]
-    counted = sorted(rounds, key=lambda r: r["others"])[: arguments.rounds]
+    counted = sorted(rounds, key=lambda r: r["others"])[:num_rounds]
     ratios = [r["elastictrain_steps_per_s"] / r["bare_steps_per_s"] for r in counted]
-    compared = [e.loss == plain.losses[e.step] for e in committed if e.step in plain.losses]
     low, _, high = quantiles(ratios, n=4)
     num_ours = sum(turn.num_ended(ours_ends) for turn, _ in turns)
     num_bare = sum(turn.num_ended(bare_ends) for _, turn in turns)
     return {
-        "machine": found,
-        "spare_core": arguments.spare_core,
-        "overrides": arguments.overrides,
         "elastictrain": {"steps_per_s": median(r["elastictrain_steps_per_s"] for r in counted)},
         "bare": {"steps_per_s": median(r["bare_steps_per_s"] for r in counted)},
         "ratio": median(ratios),
@@ -127,7 +148,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "processor_s_per_step": {
             kind: seconds / (num_bare if kind == BARE else num_ours) for kind, seconds in spent.items()
         },
-        "losses": {"steps_compared": len(compared), "same_bits": all(compared)},
         "others": max(r["others"] for r in counted),
         "rounds": counted,
         "rounds_left_out": len(rounds) - len(counted),
@@ -154,11 +174,12 @@ def _ranks(storage: Path) -> list[int]:
     return [worker["pid"] for worker in ask("status", NAME, storage)["workers"]]
 
 
-def _share_a_core(pids: Iterable[int]) -> None:
-    core = min(os.sched_getaffinity(0))
+def _place(pids: Iterable[int], *, one_core: bool) -> None:
+    """Have these processes compute on one core together, or wherever there is room."""
+    cores = os.sched_getaffinity(0)
     for pid in pids:
         for thread in psutil.Process(pid).threads():
-            os.sched_setaffinity(thread.id, {core})
+            os.sched_setaffinity(thread.id, {min(cores)} if one_core else cores)
 
 
 def _all_started() -> set[int]:
@@ -177,28 +198,22 @@ def _others(job: Job) -> set[int]:
 
 def told(result: dict[str, Any]) -> str:
     """The result as a table for people."""
-    rows = []
-    for who, field in (("elastictrain", "elastictrain_steps_per_s"), ("bare loop", "bare_steps_per_s")):
-        speeds = sorted(r[field] for r in result["rounds"])
-        rows.append([who, f"{median(speeds):.2f}", f"{speeds[0]:.2f}", f"{speeds[-1]:.2f}"])
-    low, high = result["ratio_quartiles"]
-    num_rounds = len(result["rounds"])
-    losses = result["losses"]
-    spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in result["processor_s_per_step"].items())
-    same = "the same bits" if losses["same_bits"] else "DIFFERENT"
-    return "\n".join(
-        [
-            machine.line(result["machine"]),
-            "",
-            table(["steps/s", "median", "slowest turn", "fastest turn"], rows),
-            "",
-            f"ratio: {result['ratio']:.3f}, median of {num_rounds} rounds; quartiles {low:.3f} to {high:.3f}",
-            f"other work took up to {result['others']:.0%} of the processors meanwhile; "
-            f"rounds left out, disturbed more than that: {result['rounds_left_out']}",
-            f"processor time, ms per step: {spent}",
-            f"losses: {same} in all {losses['steps_compared']} steps that both took",
+    rows, below = [], []
+    for case, found in result["cases"].items():
+        low, high = found["ratio_quartiles"]
+        speeds = [f"{found[who]['steps_per_s']:.2f}" for who in ("elastictrain", "bare")]
+        rows.append([CASES[case], *speeds, f"{found['ratio']:.3f}", f"{low:.3f} to {high:.3f}"])
+        spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in found["processor_s_per_step"].items())
+        below += [
+            f"{CASES[case]}: {len(found['rounds'])} rounds; other work took up to {found['others']:.0%} of the "
+            f"processors meanwhile; {found['rounds_left_out']} rounds left out, disturbed more than that",
+            f"  processor time, ms per step: {spent}",
         ]
-    )
+    losses = result["losses"]
+    same = "the same bits" if losses["same_bits"] else "DIFFERENT"
+    header = ["steps/s, medians", "elastictrain", "bare loop", "ratio", "quartiles"]
+    last = f"losses: {same} in all {losses['steps_compared']} steps that both took"
+    return "\n".join([machine.line(result["machine"]), "", table(header, rows), "", *below, last])
 
 
 if __name__ == "__main__":

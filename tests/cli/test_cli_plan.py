@@ -15,7 +15,7 @@ from elastictrain.machines import read_cluster, this_machine
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "jobs/llm_tiny.yaml")
-H100 = ROOT / "clusters/h100x8.yaml"
+H100 = ROOT / "clusters/hardware/h100x8.yaml"
 LARGE = [
     "train.dtype=bf16", "train.global_batch=256", "model.hidden_size=4096", "model.num_layers=32",
     "model.num_heads=32", "model.num_kv_heads=8", "data.vocab_size=32000", "data.seq_len=4096",

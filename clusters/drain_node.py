@@ -5,7 +5,7 @@
     drain_node.py gcp                 when it announces that this spot VM is preempted
 
 Without it a spot machine just vanishes: the cloud tells the machine, and Ray does not ask. The step in flight is then
-done again; with it, none is. It costs one small HTTP request every 2 s, and needs Python's standard library and the
+done again; with it, none is. It costs one small HTTP request a second, and needs Python's standard library and the
 `ray` command. The Ray nodes are found by their raylets, of the cluster in RAY_ADDRESS if that is set, else all of this
 machine's.
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-POLL_S = 2.0
+POLL_S = 1.0
 MARGIN_S = 5
 """Before the machine's own deadline: what is not out by then is killed by Ray, not by the cloud."""
 GCP_NOTICE_S = 30

@@ -68,6 +68,7 @@ FAKES = {
         cp -p "$RAY_AUTH_TOKEN_PATH" token; echo "driver $* $RAY_ADDRESS $RAY_AUTH_MODE $RAY_USE_TLS" >> told
         openssl verify -CAfile "$RAY_TLS_CA_CERT" "$RAY_TLS_SERVER_CERT" >> told
         trap 'echo "driver stops" >> told; kill $!; exit 130' TERM
+        until [ "$(grep -c "^ray start" told)" = 2 ]; do sleep 0.01; done
         sleep 60 & echo ready > ready; wait $!""",
 }
 """`hold` is a pipe that nobody opens for writing: Ray's node is there until it is told to end."""

@@ -6,15 +6,14 @@
 
 Without it a spot machine just vanishes: the cloud tells the machine, and Ray does not ask. The step in flight is then
 done again; with it, none is. It costs one small HTTP request a second, and needs Python's standard library and the
-`ray` command. The Ray nodes are found by their raylets, of the cluster in RAY_ADDRESS if that is set, else all of this
-machine's.
+`ray` command. The Ray nodes are found by their raylets: all of this machine's, or those of one `--cluster`. RAY_ADDRESS
+does not choose them, since it may name the head otherwise than Ray does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -44,15 +43,17 @@ def main() -> None:
     parser.add_argument("when", choices=["now", "aws", "gcp"])
     parser.add_argument("--seconds", type=int, default=25, help="with `now`: until the machine goes (25)")
     parser.add_argument("--metadata", metavar="URL", help="of the metadata service, where it is another")
+    parser.add_argument("--cluster", metavar="HOST:PORT", help="only the nodes of this one, on a machine of many")
     arguments = parser.parse_args()
     if arguments.when == "now":
         seconds = arguments.seconds
     else:
         notice = {"aws": aws_notice, "gcp": gcp_notice}[arguments.when]
         seconds = wait_for(notice, (arguments.metadata or METADATA[arguments.when]).rstrip("/"))
-    found = raylets(os.environ.get("RAY_ADDRESS"))
+    found = raylets(arguments.cluster)
     if not found:
-        sys.exit("no Ray node runs on this machine (RAY_ADDRESS says of which cluster): nothing to drain")
+        where = f" that belongs to {arguments.cluster} (--cluster)" if arguments.cluster else ""
+        sys.exit(f"no Ray node runs on this machine{where}: nothing to drain")
     failed = [raylet.node_id for raylet in found if not drain(raylet, seconds)]
     if arguments.when == "now":
         wait_until_gone(found, seconds)
@@ -112,7 +113,7 @@ def raylets(address: str | None) -> list[Raylet]:
         flags = dict(word[2:].split("=", 1) for word in words[1:] if word.startswith("--") and "=" in word)
         if Path(words[0]).name == "raylet" and "node_id" in flags and "gcs-address" in flags:
             found.append(Raylet(int(folder.name), flags["node_id"], flags["gcs-address"]))
-    return [raylet for raylet in found if address in (None, "auto", raylet.gcs_address)]
+    return [raylet for raylet in found if address in (None, raylet.gcs_address)]
 
 
 def drain(raylet: Raylet, seconds: int) -> bool:

@@ -40,6 +40,7 @@ began() {
 launch() {
     local name=$1 log=$state/$1.log pid deadline=$((SECONDS + start_timeout_s))
     shift
+    : >"$log"
     setsid ray start "$@" --block --disable-usage-stats --num-cpus="$cpus" \
         --object-store-memory="$object_store_bytes" >"$log" 2>&1 </dev/null &
     pid=$!

@@ -5,8 +5,8 @@
 #   clusters/tls.sh node AUTHORITY FOLDER ADDRESS...  node.crt and node.key for a node with these addresses
 #
 # On every node, and for every driver: RAY_USE_TLS=1, RAY_TLS_CA_CERT=AUTHORITY/ca.crt, RAY_TLS_SERVER_CERT and
-# RAY_TLS_SERVER_KEY. Needs OpenSSL 3; they hold for 30 days. Ray's control messages and objects are covered. The tensors
-# that workers and keepers exchange (gloo, NCCL, snapshots) are not: those belong on a private network.
+# RAY_TLS_SERVER_KEY. Needs OpenSSL 3; they hold for 30 days. Ray's control messages and objects are covered. The
+# tensors that workers and keepers exchange (gloo, NCCL, snapshots) are not: those belong on a private network.
 set -euo pipefail
 umask 077
 

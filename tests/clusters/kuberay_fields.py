@@ -1,7 +1,7 @@
 """The fields of KubeRay's and Kubernetes' objects that the manifests use, as JSON schemas that allow no other.
 
-Written from the published names and types: ray.io/v1 of KubeRay 1.7, core/v1, networking.k8s.io/v1. The full definitions
-of KubeRay are some megabytes; KUBERAY_CRDS=FOLDER has test_kuberay.py use those too (see clusters/README.md).
+Written from the published names and types: ray.io/v1 of KubeRay 1.7, core/v1, networking.k8s.io/v1. KubeRay's full
+definitions are some megabytes; KUBERAY_CRDS=FOLDER has test_kuberay.py use those too (see clusters/README.md).
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def raylet() -> Iterator[subprocess.Popen[bytes]]:
 
 def run(fake_ray: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-S", str(CLUSTERS / "drain_node.py"), *arguments],
-        env={"PATH": f"{fake_ray.parent}/bin:/usr/bin:/bin", "RAY_ADDRESS": ADDRESS, **environment},
+        [sys.executable, "-S", str(CLUSTERS / "drain_node.py"), *arguments, "--cluster", ADDRESS],
+        env={"PATH": f"{fake_ray.parent}/bin:/usr/bin:/bin", **environment},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 

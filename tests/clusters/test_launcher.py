@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import jsonschema
@@ -47,7 +48,7 @@ def test_workers_are_spot_and_the_head_is_not(config: dict[str, Any]) -> None:
 
 def test_token_and_tls_are_on_in_every_process(config: dict[str, Any]) -> None:
     words = " ".join(config["docker"]["run_options"]).split()
-    environment = dict(b.split("=", 1) for a, b in zip(words, words[1:]) if a == "--env")
+    environment = dict(b.split("=", 1) for a, b in pairwise(words) if a == "--env")
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_USE_TLS"] == "1"
     home = "/home/trainer"

@@ -68,7 +68,7 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     assert "clusters/local.sh stop" in again.stderr
 
     notice = subprocess.run(
-        [sys.executable, str(CLUSTERS / "drain_node.py"), "now", "--seconds", "60"],
+        [sys.executable, str(CLUSTERS / "drain_node.py"), "now", "--seconds", "60", "--cluster", told["RAY_ADDRESS"]],
         env={**environment, **told}, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert notice.returncode == 0, notice.stderr

@@ -37,6 +37,13 @@ def test_every_install_is_constrained_and_nothing_secret_gets_in() -> None:
     assert "RAY_AUTH_MODE=token" in environment
 
 
+def test_what_launcher_and_kuberay_call_is_there() -> None:
+    [packages] = [rest for word, rest in instructions() if word == "RUN" and "apt-get install" in rest]
+    assert {"openssl", "procps", "python3", "rsync", "wget"} <= set(packages.split())
+    variables = " ".join(rest for word, rest in instructions() if word == "ENV").split()
+    assert "HOME=/home/trainer" in variables, "Ray's launcher takes the home folder from here"
+
+
 def test_what_is_copied_is_there_and_passes_dockerignore() -> None:
     sources = [
         source

@@ -49,6 +49,12 @@ def dashboard(url: str, token: str | None) -> int:
         return error.code
 
 
+def processes_of(address: str) -> list[psutil.Process]:
+    """Those whose command line names this cluster."""
+    every = psutil.process_iter(["cmdline"])
+    return [process for process in every if any(address in word for word in process.info["cmdline"] or [])]
+
+
 def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     started = local("start 2 1", environment)
     assert started.returncode == 0, started.stderr
@@ -60,8 +66,9 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     assert dashboard(told["RAY_API_SERVER_ADDRESS"], None) == 401
     assert dashboard(told["RAY_API_SERVER_ADDRESS"], token.read_text()) == 200
     pids = [int(line.split()[0]) for line in (tmp_path / "local/pids").read_text().splitlines()]
-    family = [process for pid in pids for process in psutil.Process(pid).children(recursive=True)]
-    assert len([p for p in family if p.name() == "raylet"]) == 2
+    family = processes_of(told["RAY_ADDRESS"])
+    raylets = [process for process in family if process.name() == "raylet"]
+    assert len(raylets) == 2
 
     again = local("start", environment)
     assert again.returncode == 1
@@ -72,7 +79,7 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
         env={**environment, **told}, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert notice.returncode == 0, notice.stderr
-    assert not any(p.is_running() and p.name() == "raylet" for p in family), "idle nodes end when they are drained"
+    assert psutil.wait_procs(raylets, timeout=20)[1] == [], "idle nodes end when they are drained"
 
     folder = Path((tmp_path / "local/folder").read_text().strip())
     stopped = local("stop", environment)

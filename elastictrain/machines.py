@@ -43,7 +43,7 @@ def read_cluster(path: Path) -> Cluster:
         return Cluster.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {problems}. clusters/h100x8.yaml has every field") from None
+        raise ConfigError(f"{path}: {problems}. clusters/hardware/h100x8.yaml has every field") from None
 
 
 def this_machine(num_workers: int) -> Cluster:
@@ -74,8 +74,8 @@ def _with_gpus(host_bytes: int) -> Cluster | None:
     known = next((speeds for part, speeds in GPUS.items() if part in name), None)
     if known is None:
         raise ConfigError(
-            f"the speeds of {name} are not known here: describe it in a file like clusters/h100x8.yaml and give that "
-            "with --cluster"
+            f"the speeds of {name} are not known here: describe it in a file like clusters/hardware/h100x8.yaml and "
+            "give that with --cluster"
         )
     bf16, fp32, memory_bytes_per_s, nvlink = known
     device = Device(

@@ -1,6 +1,6 @@
 """What the planner knows of the machines: devices, memory, speeds, links (pure; frozen pydantic models).
 
-A cluster file is the YAML of a `Cluster`; `clusters/` holds examples. Speeds are what the maker states, in one
+A cluster file is the YAML of a `Cluster`; `clusters/hardware/` holds examples. Speeds are what the maker states, in one
 direction and per device; what share of them is reached is `Efficiency`.
 """
 

@@ -15,7 +15,7 @@ from elastictrain.machines import read_cluster, this_machine
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "jobs/llm_tiny.yaml")
-H100 = ROOT / "clusters/h100x8.yaml"
+H100 = ROOT / "clusters/hardware/h100x8.yaml"
 LARGE = [
     "train.dtype=bf16", "train.global_batch=256", "model.hidden_size=4096", "model.num_layers=32",
     "model.num_heads=32", "model.num_kv_heads=8", "data.vocab_size=32000", "data.seq_len=4096",
@@ -75,7 +75,7 @@ def test_planning_for_a_cluster_file_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "0 []"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "clusters/hardware").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_cluster_files_are_read(path: Path) -> None:
     cluster = read_cluster(path)
     assert cluster.within_node.bytes_per_s > cluster.between_nodes.bytes_per_s

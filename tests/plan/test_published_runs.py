@@ -19,7 +19,7 @@ from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
 from elastictrain.plan.step_time import step_time
 
-CLUSTERS = Path(__file__).parents[2] / "clusters"
+CLUSTERS = Path(__file__).parents[2] / "clusters/hardware"
 WITHIN = 0.15
 
 # billions of parameters, heads, hidden size, layers, tp, pp, GPUs, global batch, teraFLOP/s a GPU

@@ -2,8 +2,9 @@
 
 Contract: a write is atomic (a reader, or a crash at any moment, sees the whole new file or what was there before) and,
 in a local folder, durable when the call returns: temporary file in the same folder, fsync, rename, fsync of the folder.
-An object store makes an object visible when its upload completes. Paths are relative to the base, with `/`. Access
-keys inside a URI go to the filesystem only: neither `uri` nor any message holds them.
+An object store makes an object visible when its upload completes. Paths are relative to the base, with `/`; one that
+leads out of it (absolute, or through `..`) is refused with PermissionError, whoever made it up. Access keys inside a
+URI go to the filesystem only: neither `uri` nor any message holds them.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Storage:
         When this raises, no part of the file is left behind.
         """
         if self.local is not None:
-            _write_local(self.local / path, parts)
+            _write_local(Path(self._at(path)), parts)
             return
         target = self._at(path)
         try:
@@ -135,6 +136,8 @@ class Storage:
             _sync_folder((self.local / path).parent)
 
     def _at(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise PermissionError(errno.EPERM, f"a path that leads out of {self.uri} is not followed", path)
         return f"{self.base}/{path}".rstrip("/")
 
 

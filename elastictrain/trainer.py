@@ -17,6 +17,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 
+from elastictrain.checkpoint.of_run import checkpoints_of, signer_of
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
@@ -183,7 +184,7 @@ class ElasticTrainer:
 
     def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
         config = self.config
-        store = CheckpointStore(self._home.storage)
+        store = checkpoints_of(config)
         live.status = "preparing"
         live.publish(None, None, {}, force=True)
         prepared = prepare(config, self._home.root / DATA_FOLDER)
@@ -328,7 +329,8 @@ class ElasticTrainer:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Raise ConfigError or DataError when the corpus or the model's folder can't serve: found in milliseconds."""
+    """Raise ConfigError or DataError when corpus, model folder or signing key can't serve: found in milliseconds."""
+    signer_of(config)
     find_documents(config.data)
     check_model_folder(config)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
+from elastictrain.checkpoint.of_run import checkpoints_of
 from elastictrain.checkpoint.replicate import Address, ReplicaClient
 from elastictrain.checkpoint.snapshot import SnapshotWriter
 from elastictrain.checkpoint.source import memory_source
-from elastictrain.checkpoint.of_run import checkpoints_of
 from elastictrain.config import FaultTarget, TrainConfig
 from elastictrain.control.verdict import trusted_step
 from elastictrain.data.manifest import Manifest

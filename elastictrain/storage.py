@@ -123,8 +123,19 @@ class Storage:
         """Whether there is a file or folder."""
         return bool(self.filesystem.get_file_info(self._at(path)).type != FileType.NotFound)
 
+    def is_link(self, path: str) -> bool:
+        """Whether there is a symbolic link, to wherever; never in an object store."""
+        return self.local is not None and os.path.islink(self._at(path))
+
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder and all in it; nothing there is fine. Gone for good when this returns."""
+        """Remove a file, or a folder and all in it; nothing there is fine. Gone for good when this returns.
+
+        Of a link, the link goes, and not what it leads to.
+        """
+        if self.is_link(path):
+            os.unlink(self._at(path))
+            _sync_folder(Path(self._at(path)).parent)
+            return
         kind = self.filesystem.get_file_info(self._at(path)).type
         if kind == FileType.Directory:
             self.filesystem.delete_dir(self._at(path))

@@ -202,6 +202,8 @@ class CheckpointStore:
         One that was rejected would else count among the newest that `prune` keeps, and be taken for the one that the
         run writes when it comes to this step again. To have it back, rename its manifest.rejected.json.
         """
+        if self._storage.is_link(_folder(step)):
+            return  # it never counts, and what it leads to is not this run's to change
         path = f"{_folder(step)}/{_MANIFEST}"
         with suppress(OSError):
             self._storage.write_atomic(f"{_folder(step)}/{_SET_ASIDE}", self._storage.read(path))
@@ -231,7 +233,8 @@ class CheckpointStore:
 
     def discard(self, step: int) -> None:
         """Delete one checkpoint. The manifest goes first, so what is half deleted is no checkpoint any more."""
-        self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
+        if not self._storage.is_link(_folder(step)):
+            self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
         self._storage.delete(_folder(step))
 
     def abandon(self, step: int) -> None:
@@ -267,6 +270,8 @@ class CheckpointStore:
 
     def _read(self, step: int) -> StoredCheckpoint:
         path = f"{_folder(step)}/{_MANIFEST}"
+        self._refuse_link(_folder(step))
+        self._refuse_link(path)
         try:
             content = self._storage.read(path)
             if self._signer is not None:
@@ -291,6 +296,7 @@ class CheckpointStore:
 
     def _check_size(self, step: int, shard: ShardEntry) -> None:
         path = f"{self.uri(step)}/{shard.file}"
+        self._refuse_link(f"{_folder(step)}/{shard.file}")
         try:
             num_bytes = self._storage.num_bytes(f"{_folder(step)}/{shard.file}")
         except FileNotFoundError:
@@ -301,6 +307,10 @@ class CheckpointStore:
             raise CheckpointUnreadableError(f"{path} can't be read: {error}") from error
         if num_bytes != shard.num_bytes:
             raise CheckpointError(f"{path} has {num_bytes} bytes, its manifest says {shard.num_bytes}: truncated")
+
+    def _refuse_link(self, path: str) -> None:
+        if self._storage.is_link(path):
+            raise CheckpointError(f"{self._storage.uri}/{path} is a symbolic link: a checkpoint has none")
 
     def _sha256(self, step: int, shard: ShardEntry) -> str:
         digest = hashlib.sha256()

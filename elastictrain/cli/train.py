@@ -31,11 +31,13 @@ def train(
 
     resolved = TrainConfig.load(config, overrides or [])
     if dry_run:
-        from elastictrain.checkpoint.of_run import signer_of
         from elastictrain.data.corpus import find_documents
         from elastictrain.workloads import check_model_folder
 
-        signer_of(resolved)
+        if resolved.checkpoint.signing_key_file is not None:
+            from elastictrain.checkpoint.of_run import signer_of
+
+            signer_of(resolved)
         find_documents(resolved.data)
         check_model_folder(resolved)
         typer.echo(resolved.to_yaml(), nl=False)

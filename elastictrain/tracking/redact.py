@@ -67,7 +67,7 @@ def redact_event(event: T, values: Collection[str] = ()) -> T:
             new = redact_event(old, values)
         if new != old:
             changes[field.name] = new
-    return replace(event, **changes) if changes else event  # type: ignore[type-var]
+    return replace(event, **changes) if changes else event
 
 
 def redact_command(arguments: Sequence[str]) -> str:

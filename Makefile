@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check soak clean
+.PHONY: help train test check audit soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,12 @@ check: $(INSTALLED) ## Lint, formatting, types, and which module may import whic
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+audit: $(INSTALLED) ## Known vulnerabilities of all that is installed; asks a public database, so it needs the internet
+	@test -x $(VENV)/audit/bin/pip-audit || { $(VENV)/bin/python -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --vulnerability-service osv --progress-spinner off --skip-editable \
+		--path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
 
 soak: $(INSTALLED) ## Hundreds of faults in one run, against the losses of an undisturbed one; half an hour
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)

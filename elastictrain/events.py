@@ -2,13 +2,16 @@
 
 An event is a frozen dataclass with `at`, the unix time in seconds of the fact itself (not of its telling). The run's
 journal is these events as JSON lines; every report is a fold over them. `encode` and `decode` are each other's inverse;
-`decode` skips fields it does not know, so an older program reads a newer journal.
+`decode` checks the type of every field and skips those it does not know, so an older program reads a newer journal.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
 
 Continuation = Literal["bit_exact", "order_exact"]
 """How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order.
@@ -340,21 +343,26 @@ def encode(event: Event) -> dict[str, Any]:
 
 
 def decode(data: dict[str, Any]) -> Event | None:
-    """The event in this data; None for a type that this version does not know."""
-    kind = _KINDS.get(data.get("event", ""))
-    if kind is None:
+    """The event in this data; None for a type that this version does not know.
+
+    A float may be spelled NaN, Infinity or -Infinity. Raises ValueError naming the fields that are missing or wrong.
+    """
+    kind = data.get("event") if isinstance(data, dict) else None
+    if not isinstance(kind, str):
+        raise ValueError("not an event")
+    if kind not in _KINDS:
         return None
-    known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
-    if isinstance(known.get("cause"), dict):
-        known["cause"] = Cause(**known["cause"])
-    if isinstance(known.get("skipped"), dict):
-        known["skipped"] = Skip(**known["skipped"])
-    if "members" in known:
-        known["members"] = tuple(Member(**m) for m in known["members"])
-    if "ranks" in known:
-        known["ranks"] = tuple(known["ranks"])
-    event: Event = kind(**known)
+    try:
+        event: Event = _schema(kind).validate_python(data)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"not a {kind}: {wrong}") from None
     return event
+
+
+@cache
+def _schema(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_KINDS[kind])
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 Contract: a write is atomic (a reader, or a crash at any moment, sees the whole new file or what was there before) and,
 in a local folder, durable when the call returns: temporary file in the same folder, fsync, rename, fsync of the folder.
-An object store makes an object visible when its upload completes. Paths are relative to the base, with `/`. Access
-keys inside a URI go to the filesystem only: neither `uri` nor any message holds them.
+An object store makes an object visible when its upload completes. Paths are relative to the base, with `/`; one that
+leads out of it (absolute, or through `..`) is refused with PermissionError, whoever made it up. Access keys inside a
+URI go to the filesystem only: neither `uri` nor any message holds them.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Storage:
         When this raises, no part of the file is left behind.
         """
         if self.local is not None:
-            _write_local(self.local / path, parts)
+            _write_local(Path(self._at(path)), parts)
             return
         target = self._at(path)
         try:
@@ -122,8 +123,19 @@ class Storage:
         """Whether there is a file or folder."""
         return bool(self.filesystem.get_file_info(self._at(path)).type != FileType.NotFound)
 
+    def is_link(self, path: str) -> bool:
+        """Whether there is a symbolic link, to wherever; never in an object store."""
+        return self.local is not None and os.path.islink(self._at(path))
+
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder and all in it; nothing there is fine. Gone for good when this returns."""
+        """Remove a file, or a folder and all in it; nothing there is fine. Gone for good when this returns.
+
+        Of a link, the link goes, and not what it leads to.
+        """
+        if self.is_link(path):
+            os.unlink(self._at(path))
+            _sync_folder(Path(self._at(path)).parent)
+            return
         kind = self.filesystem.get_file_info(self._at(path)).type
         if kind == FileType.Directory:
             self.filesystem.delete_dir(self._at(path))
@@ -135,6 +147,8 @@ class Storage:
             _sync_folder((self.local / path).parent)
 
     def _at(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise PermissionError(errno.EPERM, f"a path that leads out of {self.uri} is not followed", path)
         return f"{self.base}/{path}".rstrip("/")
 
 

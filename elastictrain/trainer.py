@@ -6,17 +6,19 @@ storage, lock, config of the run -> corpus -> cluster -> token shards -> supervi
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
 
+from elastictrain.checkpoint.of_run import checkpoints_of, signer_of
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
@@ -50,6 +52,7 @@ from elastictrain.tracking.deliver import Deliverer, is_delivered
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
+from elastictrain.tracking.redact import redact, redact_event, secret_values
 from elastictrain.tracking.report import build_report
 from elastictrain.tracking.wording import count_text
 from elastictrain.workloads import build_workload, check_model_folder
@@ -118,11 +121,13 @@ class ElasticTrainer:
         config, home = self.config, self._home
         attempt = next_attempt(home.folder)
         journal = Journal(home.folder, attempt)
+        secret = secret_values(os.environ, config.run.storage, config.tracking.uri)
         ended = False
 
         def emit(event: Event) -> None:
             nonlocal ended
             ended = ended or isinstance(event, RunEnded)
+            event = redact_event(event, secret)
             journal.append(event)
             home.mirror(journal)
             if self._progress is not None:
@@ -131,6 +136,7 @@ class ElasticTrainer:
         watch = TrackingWatch(emit)
 
         def show(status: Status) -> None:
+            status = replace(status, message=redact(status.message, secret))
             home.write_status(status)
             watch.look()
             if self._progress is not None:
@@ -183,7 +189,7 @@ class ElasticTrainer:
 
     def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
         config = self.config
-        store = CheckpointStore(self._home.storage)
+        store = checkpoints_of(config)
         live.status = "preparing"
         live.publish(None, None, {}, force=True)
         prepared = prepare(config, self._home.root / DATA_FOLDER)
@@ -328,7 +334,8 @@ class ElasticTrainer:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Raise ConfigError or DataError when the corpus or the model's folder can't serve: found in milliseconds."""
+    """Raise ConfigError or DataError when corpus, model folder or signing key can't serve: found in milliseconds."""
+    signer_of(config)
     find_documents(config.data)
     check_model_folder(config)
 

@@ -2,7 +2,8 @@
 
 A checkpoint exists when its manifest does; a process killed at any moment leaves the older ones as they were, and at
 worst files that no manifest names, which `prune` clears away. The manifest holds the SHA-256 of every shard, and its
-own is kept by the run's record, so a changed byte anywhere is found before anything is loaded. No pickle, ever.
+own is kept by the run's record, so a changed byte anywhere is found before anything is loaded. No pickle, ever. With
+a `Signer`, manifests are signed, and one that is not, or not with its keys, is as good as damaged.
 
 Cost: `write_shard` reads the data once, hashing as it writes (SHA-256 bounds it, about 1 GB/s), and syncs it to disk.
 All keepers must reach the same storage: the manifest is refused while a shard that it names is not there.
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from elastictrain.checkpoint.shard_file import ShardStream, data_offset
+from elastictrain.checkpoint.signature import Signer, split
 from elastictrain.checkpoint.source import Reads, ShardedSource
 from elastictrain.errors import CheckpointError, CheckpointUnreadableError
 from elastictrain.state.manifest import Manifest, ShardEntry
@@ -34,6 +36,9 @@ _CHUNK_BYTES = 4 << 20
 _PAUSES_S = (0.2, 1.0)
 """Before each further try to read from storage that fails."""
 
+Signature = Literal["none", "unchecked", "valid"]
+"""Of a manifest: it has none; it has one, and there is no key here; it has the right one."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
@@ -44,7 +49,8 @@ class StoredCheckpoint:
     num_bytes: int
     """Of all its files."""
     sha256: str
-    """Of the manifest."""
+    """Of the manifest without its signature: signing one later changes nothing that the run's record says."""
+    signature: Signature
     manifest: Manifest
 
 
@@ -59,8 +65,8 @@ class Incomplete:
 class CheckpointStore:
     """The checkpoints in one run's storage."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, signer: Signer | None = None) -> None:
+        self._storage, self._signer = storage, signer
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of this step is or would be."""
@@ -82,12 +88,23 @@ class CheckpointStore:
         """Complete the checkpoint: all shards are there, now write the manifest."""
         for shard in manifest.shards:
             self._check_size(manifest.step, shard)
-        data = manifest.to_json().encode()
+        return self._write_manifest(manifest, manifest.to_json().encode())
+
+    def sign(self, step: int, expected_sha256: str) -> StoredCheckpoint:
+        """Sign a checkpoint that verifies in all but its signature; needs a signer. Raises CheckpointError."""
+        stored = CheckpointStore(self._storage).verify(step, expected_sha256)
+        data, _ = split(self._storage.read(f"{_folder(step)}/{_MANIFEST}"))
+        if hashlib.sha256(data).hexdigest() != stored.sha256:
+            raise CheckpointError(f"{stored.uri}/{_MANIFEST} was changed while its shards were being read")
+        return self._write_manifest(stored.manifest, data)
+
+    def _write_manifest(self, manifest: Manifest, data: bytes) -> StoredCheckpoint:
+        content = self._signer.sign(data) if self._signer is not None else data
         try:
-            self._storage.write_atomic(f"{_folder(manifest.step)}/{_MANIFEST}", data)
+            self._storage.write_atomic(f"{_folder(manifest.step)}/{_MANIFEST}", content)
         except OSError as error:
             raise self._unwritten(manifest.step, _MANIFEST, error) from error
-        return self._stored(manifest, data)
+        return self._stored(manifest, content)
 
     def scan(self) -> list[StoredCheckpoint | Incomplete]:
         """Everything under checkpoints/, newest first."""
@@ -185,6 +202,8 @@ class CheckpointStore:
         One that was rejected would else count among the newest that `prune` keeps, and be taken for the one that the
         run writes when it comes to this step again. To have it back, rename its manifest.rejected.json.
         """
+        if self._storage.is_link(_folder(step)):
+            return  # it never counts, and what it leads to is not this run's to change
         path = f"{_folder(step)}/{_MANIFEST}"
         with suppress(OSError):
             self._storage.write_atomic(f"{_folder(step)}/{_SET_ASIDE}", self._storage.read(path))
@@ -214,7 +233,8 @@ class CheckpointStore:
 
     def discard(self, step: int) -> None:
         """Delete one checkpoint. The manifest goes first, so what is half deleted is no checkpoint any more."""
-        self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
+        if not self._storage.is_link(_folder(step)):
+            self._storage.delete(f"{_folder(step)}/{_MANIFEST}")
         self._storage.delete(_folder(step))
 
     def abandon(self, step: int) -> None:
@@ -250,26 +270,33 @@ class CheckpointStore:
 
     def _read(self, step: int) -> StoredCheckpoint:
         path = f"{_folder(step)}/{_MANIFEST}"
+        self._refuse_link(_folder(step))
+        self._refuse_link(path)
         try:
-            data = self._storage.read(path)
-            manifest = Manifest.from_json(data)
+            content = self._storage.read(path)
+            if self._signer is not None:
+                self._signer.check(*split(content))
+            manifest = Manifest.from_json(content)
         except FileNotFoundError:
             raise CheckpointError(f"{self.uri(step)} has no {_MANIFEST}: it was never completed") from None
         except OSError as error:
             raise CheckpointUnreadableError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
         except CheckpointError as error:
-            raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
+            raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} can't be used: {error}") from error
         if manifest.step != step:
             raise CheckpointError(f"{self.uri(step)}/{_MANIFEST} is that of step {manifest.step}")
-        return self._stored(manifest, data)
+        return self._stored(manifest, content)
 
-    def _stored(self, manifest: Manifest, data: bytes) -> StoredCheckpoint:
-        num_bytes = manifest.num_bytes + len(data)
+    def _stored(self, manifest: Manifest, content: bytes) -> StoredCheckpoint:
+        num_bytes = manifest.num_bytes + len(content)
+        data, signature = split(content)
         sha256 = hashlib.sha256(data).hexdigest()
-        return StoredCheckpoint(manifest.step, self.uri(manifest.step), num_bytes, sha256, manifest)
+        signed: Signature = "none" if not signature else "unchecked" if self._signer is None else "valid"
+        return StoredCheckpoint(manifest.step, self.uri(manifest.step), num_bytes, sha256, signed, manifest)
 
     def _check_size(self, step: int, shard: ShardEntry) -> None:
         path = f"{self.uri(step)}/{shard.file}"
+        self._refuse_link(f"{_folder(step)}/{shard.file}")
         try:
             num_bytes = self._storage.num_bytes(f"{_folder(step)}/{shard.file}")
         except FileNotFoundError:
@@ -280,6 +307,10 @@ class CheckpointStore:
             raise CheckpointUnreadableError(f"{path} can't be read: {error}") from error
         if num_bytes != shard.num_bytes:
             raise CheckpointError(f"{path} has {num_bytes} bytes, its manifest says {shard.num_bytes}: truncated")
+
+    def _refuse_link(self, path: str) -> None:
+        if self._storage.is_link(path):
+            raise CheckpointError(f"{self._storage.uri}/{path} is a symbolic link: a checkpoint has none")
 
     def _sha256(self, step: int, shard: ShardEntry) -> str:
         digest = hashlib.sha256()

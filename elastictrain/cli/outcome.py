@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ def plain_errors(debug: bool = False) -> Iterator[None]:
     try:
         yield
     except ElasticTrainError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        from elastictrain.tracking.redact import redact, secret_values
+
+        told = f"{traceback.format_exc() if debug else ''}error: {error}"
+        print(redact(told, secret_values(os.environ)), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -40,7 +40,7 @@ class StoredRun:
             raise InfrastructureError(f"can't read {self.storage.uri}/status.json: {error.strerror or error}") from None
         try:
             status = Status.from_json(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.storage.uri}/status.json is damaged: {error}. The run's next start replaces it."
             ) from None

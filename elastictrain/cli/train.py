@@ -34,6 +34,10 @@ def train(
         from elastictrain.data.corpus import find_documents
         from elastictrain.workloads import check_model_folder
 
+        if resolved.checkpoint.signing_key_file is not None:
+            from elastictrain.checkpoint.of_run import signer_of
+
+            signer_of(resolved)
         find_documents(resolved.data)
         check_model_folder(resolved)
         typer.echo(resolved.to_yaml(), nl=False)

@@ -125,6 +125,9 @@ class CheckpointSection(Section):
     """Steps between durable checkpoints; one is always written at the end and on a stop."""
     keep_last: int = Field(default=3, ge=1)
     """Durable checkpoints to keep."""
+    signing_key_file: str | None = Field(default=None, pattern=r"^[/~]")
+    """File with the key that signs checkpoints and checks them, at the same absolute path on every node and readable
+    by nobody else: one that is not signed with it is never loaded (docs/security.md). None: not signed."""
 
 
 class TrackingSection(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -26,10 +27,17 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 PASSING_SUFFIX = ".tmp"
 
+_SHARD_NAME = re.compile(r"(train|validation)-\d{5,}\.arrow")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One token shard, and the counts of the text that it was made of."""
+    """One token shard, and the counts of the text that it was made of.
+
+    Construction raises ValueError for a name that is no shard's (one that leads to another folder, say), and for
+    fields of the wrong type: what is read from storage is not to be trusted.
+    """
 
     name: str
     sha256: str
@@ -46,13 +54,20 @@ class ShardRecord:
     num_replaced: int
     """Pieces of text that were not UTF-8, read with U+FFFD for what could not be decoded."""
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is not the name of a token shard")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.name} has no SHA-256, but {self.sha256!r}")
+
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardRecord:
-        """Inverse of `to_json`; raises KeyError or TypeError for anything else."""
+        """Inverse of `to_json`; raises KeyError, TypeError or ValueError for anything else."""
         return cls(**{f.name: data[f.name] for f in fields(cls)})
 
     @classmethod
@@ -60,7 +75,7 @@ class ShardRecord:
         """The record beside shard `name`; None where there is none or it is damaged."""
         try:
             record = cls.from_json(json.loads(_record_path(folder, name).read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return record if record.name == name else None
 
@@ -94,6 +109,14 @@ class Manifest:
     """Of all documents."""
     train: tuple[ShardRecord, ...]
     validation: tuple[ShardRecord, ...]
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for split in ("train", "validation"):
+            if wrong := [shard.name for shard in getattr(self, split) if not shard.name.startswith(f"{split}-")]:
+                raise ValueError(f"{wrong[0]} is listed as a shard of {split}")
+        if self.seq_len < 1 or self.vocab_size < 1:
+            raise ValueError(f"seq_len {self.seq_len} and vocab_size {self.vocab_size} must be positive")
 
     @property
     def num_samples(self) -> int:
@@ -148,8 +171,18 @@ class Manifest:
             return cls(folder, **content)
         except FileNotFoundError:
             raise DataError(f"there is no prepared data in {folder}: {path} is not there.") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is damaged: {error!r}. Remove {folder} to prepare it anew.") from None
+
+
+def _check_types(record: ShardRecord | Manifest) -> None:
+    """Texts are texts, and counts are counts."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.type == "str" and not isinstance(value, str):
+            raise ValueError(f"{f.name} is {value!r}, no text")
+        if f.type == "int" and (type(value) is not int or value < 0):
+            raise ValueError(f"{f.name} is {value!r}, no count")
 
 
 def _record_path(folder: Path, name: str) -> Path:

@@ -50,7 +50,8 @@ class TokenShards:
             raise IndexError(f"there is no sample {sample}: this data has {len(self)}")
         index = bisect_right(self._starts, sample) - 1
         if index not in self._open:
-            self._open[index] = _map(self._folder / self._shards[index].name, self.row_tokens)
+            shard = self._shards[index]
+            self._open[index] = _map(self._folder / shard.name, shard.num_samples, self.row_tokens)
         batch, row = divmod(sample - self._starts[index], BATCH_ROWS)
         tokens: Tokens = self._open[index][batch][row]
         return tokens
@@ -65,13 +66,27 @@ def _require_size(path: Path, shard: ShardRecord) -> None:
         raise DataError(f"the token shard {path} is damaged: {num_bytes} bytes, not {shard.num_bytes}. {_CURE}")
 
 
-def _map(path: Path, row_tokens: int) -> list[Tokens]:
+def _map(path: Path, num_samples: int, row_tokens: int) -> list[Tokens]:
+    """The shard's batches; what does not hold these rows of tokens, just so laid out, is refused before it is used."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        columns = [reader.get_batch(i).column("tokens") for i in range(reader.num_record_batches)]
-        return [column.values.to_numpy().reshape(-1, row_tokens) for column in columns]
-    except (OSError, pa.ArrowException, KeyError) as error:
+        columns = [_tokens(reader.get_batch(i), row_tokens) for i in range(reader.num_record_batches)]
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f"can't read the token shard {path}: {error}. {_CURE}") from None
+    found = [len(rows) for rows in columns]
+    full, rest = divmod(num_samples, BATCH_ROWS)
+    if found != [BATCH_ROWS] * full + [rest] * bool(rest):
+        raise DataError(f"the token shard {path} is damaged: it has not the {num_samples} rows of its record. {_CURE}")
+    return columns
+
+
+def _tokens(batch: pa.RecordBatch, row_tokens: int) -> Tokens:
+    batch.validate()  # Arrow trusts the offsets in a file, unless asked not to
+    column = batch.column("tokens")
+    if column.type not in (pa.list_(token, row_tokens) for token in (pa.uint16(), pa.int32())):
+        raise ValueError(f"its column `tokens` is of type {column.type}, not rows of {row_tokens} tokens")
+    tokens: Tokens = column.flatten().to_numpy().reshape(-1, row_tokens)
+    return tokens
 
 
 _CURE = "Submit the run again: its data is checked and what is damaged is made anew."

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+from elastictrain.tracking.redact import redact_command
+
 
 def environment() -> dict[str, str]:
     """As texts, by name."""
@@ -19,7 +21,7 @@ def environment() -> dict[str, str]:
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
         "git_commit": _git_commit(),
-        "command": " ".join(sys.argv),
+        "command": redact_command(sys.argv),
     }
 
 

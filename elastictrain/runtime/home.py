@@ -20,6 +20,7 @@ from elastictrain.config import TrainConfig, blocking_changes
 from elastictrain.errors import ConfigError, RunConflictError
 from elastictrain.status import Status
 from elastictrain.storage import Storage
+from elastictrain.tracking.redact import redact_all
 
 MIRROR_EVERY_S = 5.0
 _CONFIG = "config.json"
@@ -84,9 +85,9 @@ class RunHome:
         if begun and path.exists():
             try:
                 old = TrainConfig.from_dict(json.loads(path.read_bytes()), str(path))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} is damaged: {error}. Remove the folder to begin the run anew.") from None
-            changes = blocking_changes(old, self._config)
+            changes = blocking_changes(_told(old), _told(self._config))
             if changes:
                 told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
                 raise RunConflictError(
@@ -94,7 +95,7 @@ class RunHome:
                     f"the old value back, or choose another run.name to begin a new run."
                 )
             return
-        self.storage.write_atomic(_CONFIG, json.dumps(self._config.to_dict(), indent=1).encode())
+        self.storage.write_atomic(_CONFIG, json.dumps(_told(self._config).to_dict(), indent=1).encode())
         if self._remote:
             self._fetch()
 
@@ -128,6 +129,11 @@ class RunHome:
             if self.storage.exists(name) and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self.storage.read(name))
+
+
+def _told(config: TrainConfig) -> TrainConfig:
+    """The config as it is written down: without the passwords in its URIs."""
+    return TrainConfig.from_dict(redact_all(config.to_dict()))
 
 
 def _lock(file: Any) -> None:

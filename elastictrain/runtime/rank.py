@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
+from elastictrain.checkpoint.of_run import checkpoints_of
 from elastictrain.checkpoint.replicate import Address, ReplicaClient
 from elastictrain.checkpoint.snapshot import SnapshotWriter
 from elastictrain.checkpoint.source import memory_source
-from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import FaultTarget, TrainConfig
 from elastictrain.control.verdict import trusted_step
 from elastictrain.data.manifest import Manifest
@@ -41,7 +41,6 @@ from elastictrain.runtime.protocol import (
     pack_records,
 )
 from elastictrain.runtime.spoiled import SpoiledWorkload
-from elastictrain.storage import Storage
 from elastictrain.workloads import build_workload
 
 PAUSE = "pause"
@@ -114,7 +113,7 @@ class RankProgram:
             workload = SpoiledWorkload(workload, self._faults.nan_due)
         engine = self._engine = build_engine(workload, self._config, layout, self._group)
         clock.lap("engine")
-        store = CheckpointStore(Storage.open(self._config.run.storage).run(self._config.run.name))
+        store = checkpoints_of(self._config)
         if restore.source == "memory":
             shards = [replace(s, address=None) if s.stored.where == self._node else s for s in restore.shards]
             engine.import_state(memory_source(shards, self._token))
@@ -298,10 +297,10 @@ class RankProgram:
                 part.close()
         self._snapshots = self._line = self._stream = self._engine = self._group = None
 
-    def evaluate(self, storage: str, step: int, micro_batch: int) -> Evaluation:
+    def evaluate(self, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""
-        store = CheckpointStore(Storage.open(storage).run(self._config.run.name))
-        return evaluate(self._workload, self._config, self._manifest, store.open(step), micro_batch)
+        state = checkpoints_of(self._config).open(step)
+        return evaluate(self._workload, self._config, self._manifest, state, micro_batch)
 
 
 class _Clock:

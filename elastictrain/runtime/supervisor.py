@@ -387,8 +387,7 @@ class Supervisor:
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""
         ready = next(w for w in self._fleet.workers.values() if w.info is not None)
-        storage = self._config.run.storage
-        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(storage, step, self._state.micro_batch))
+        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(step, self._state.micro_batch))
         return evaluation
 
     def show(self, status: RunState) -> None:

@@ -147,9 +147,9 @@ class Worker:
         signal.signal(signal.SIGTERM, self._ray_handler)
         self._keeper.leave.remote(self._worker, time.time())
 
-    def evaluate(self, storage: str, step: int, micro_batch: int) -> Evaluation:
+    def evaluate(self, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""
-        evaluation: Evaluation = self._training.submit(self._rank.evaluate, storage, step, micro_batch).result()
+        evaluation: Evaluation = self._training.submit(self._rank.evaluate, step, micro_batch).result()
         return evaluation
 
 

@@ -144,9 +144,12 @@ def _saved(run_folder: Path) -> tuple[str, Position]:
     """The run and position of an earlier delivery; the beginning where there is none that can be read."""
     try:
         saved = json.loads((run_folder / "mlflow.json").read_bytes())
-        return str(saved["run_id"]), Position(int(saved["attempt"]), int(saved["offset"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        run_id, attempt, offset = saved["run_id"], saved["attempt"], saved["offset"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return "", Position()
+    if type(run_id) is not str or type(attempt) is not int or type(offset) is not int or min(attempt, offset) < 0:
+        return "", Position()
+    return run_id, Position(attempt, offset)
 
 
 def _files(events: list[Event]) -> dict[str, str]:

@@ -10,8 +10,6 @@ import json
 import math
 from typing import Any
 
-NON_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
-
 
 def dumps(value: Any, indent: int | None = None) -> str:
     """The value as strict JSON; keys keep their order."""

@@ -12,14 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from elastictrain.errors import DataError, InfrastructureError, RunConflictError
 from elastictrain.events import Event, decode, encode
-from elastictrain.tracking.exact_json import NON_FINITE, dumps
+from elastictrain.tracking.exact_json import dumps
 
 _FILE = re.compile(r"attempt-(\d{4,})\.jsonl")
 
@@ -141,22 +140,9 @@ def follow(run_folder: Path, position: Position) -> Iterator[tuple[Event, Positi
 
 def _event(line: bytes, path: Path, offset: int) -> Event | None:
     try:
-        event = decode(json.loads(line))
-    except (ValueError, TypeError, AttributeError) as error:
+        return decode(json.loads(line))
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged at byte {offset}: {error}. Restore the file from a copy, or cut it off there to give "
             f"up what follows."
         ) from error
-    if event is not None and (b'"NaN"' in line or b'Infinity"' in line):
-        event = replace(event, **dict(_non_finite(event)))
-    return event
-
-
-def _non_finite(event: Event) -> Iterator[tuple[str, Any]]:
-    """The fields declared as floats that were spelled as strings."""
-    for field in fields(event):
-        value = getattr(event, field.name)
-        if field.type == "float" and value in NON_FINITE:
-            yield field.name, float(value)
-        elif field.type == "dict[str, float]":
-            yield field.name, {k: float(v) for k, v in value.items()}

@@ -73,6 +73,7 @@ def test_a_bad_config_is_one_line_on_stderr(script: list[str], arguments: list[s
     [
         ("data.corpus=nowhere", "data.corpus nowhere is not there"),
         ("model={kind: huggingface, path: nowhere}", "model.path nowhere has no config.json"),
+        ("checkpoint.signing_key_file=/nowhere/key", "can't read checkpoint.signing_key_file /nowhere/key"),
     ],
 )
 def test_a_dry_run_looks_for_what_the_config_names(override: str, says: str) -> None:

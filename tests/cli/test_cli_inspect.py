@@ -265,6 +265,32 @@ def test_a_damaged_checkpoint_is_named_and_the_others_stand(kept: KeptRun, damag
     assert "DAMAGED" in told(kept, "checkpoints", "quickstart", "--verify", status=1).stdout
 
 
+def test_signatures_are_told_and_what_is_not_signed_is_damaged(kept: KeptRun, tmp_path: Path) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    for path, character in ((key, "5"), (other, "6")):
+        path.touch(0o600)
+        path.write_text(character * 64)
+
+    def verified(*arguments: str | Path, status: int = 0) -> list[tuple[bool, str | None]]:
+        out = told(kept, "checkpoints", "quickstart", "--verify", "--json", *arguments, status=status).stdout
+        return [(c["verified"], c["signature"]) for c in json.loads(out)]
+
+    assert verified() == [(True, "none")] * 2
+    unsigned = told(kept, "checkpoints", "quickstart", "--verify", "--signing-key-file", key, status=1).stdout
+    assert "DAMAGED" in unsigned
+    assert "it is not signed" in unsigned
+    assert "--signing-key-file" in told(kept, "checkpoints", "quickstart", "--sign", status=2).output
+    with kept.driven():
+        refused = told(kept, "checkpoints", "quickstart", "--sign", "--signing-key-file", key, status=2).output
+        assert "is being trained now" in refused
+    flip_a_bit(kept.folder / "checkpoints" / "step-00000003")
+    signed = told(kept, "checkpoints", "quickstart", "--sign", "--signing-key-file", key, status=1).stdout
+    assert ("DAMAGED" in signed, "verified  signed" in signed) == (True, True)
+    assert verified("--signing-key-file", key, status=1) == [(False, None), (True, "valid")]
+    assert verified(status=1) == [(False, "none"), (True, "unchecked")]
+    assert verified("--signing-key-file", other, status=1) == [(False, None)] * 2
+
+
 def test_a_checkpoint_that_is_being_written_is_not_damaged(kept: KeptRun) -> None:
     lose_the_manifest(kept.folder / "checkpoints" / "step-00000003")
     with kept.driven():

@@ -80,7 +80,8 @@ def _start(folder: Path, num_nodes: int, num_cpus: int, dashboard_port: int | No
     (folder / "ray").mkdir()
     from ray.cluster_utils import Cluster
 
-    common = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+    # Each node's agent also listens on 127.0.0.1: on Ray's own port it would keep `ray job submit` from another cluster
+    common = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "dashboard_agent_listen_port": 0}
     head = {
         **common,
         "node_ip_address": "127.0.0.2",

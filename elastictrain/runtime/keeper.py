@@ -60,7 +60,7 @@ KEEPER_THREADS = 16
 STACKS_SIGNAL = signal.SIGUSR1
 STACKS_PATIENCE_S = 0.2
 """How long a worker has to write down its stacks; it takes a millisecond unless its machine is overloaded."""
-GATHER_S = 0.5
+GATHER_S = 0.1
 """How long news of a snapshot waits for more of it: a message to the supervisor costs about 2 ms of processor. A death
 waits for nothing."""
 REPLICA_TIMEOUT_S = 10.0

@@ -40,8 +40,9 @@ def _may_grow(state: State, now: float) -> bool:
 def _gather(state: State, now: float) -> Decision:
     if now < state.restart_at and not state.leaving:
         return state, []
-    waited = now - state.since
-    largest = state.size == state.policy.world_sizes[-1]
+    waited, room = now - state.since, sum(state.nodes.values())
+    # a worker without a slot of its own may be coming, which no larger world has room for
+    largest = state.size == max((n for n in state.policy.world_sizes if n <= room), default=None)
     # after a notice: who could have waited for a replacement has done so while it trained
     late = state.leaving or waited >= state.policy.replace_timeout_s
     if state.size and (largest or not state.coming or late):
@@ -49,7 +50,7 @@ def _gather(state: State, now: float) -> Decision:
         members = assign_ranks(state.size, nodes, state.members)
         state = replace(state, phase="forming", members=members, leaving=False)
         return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
-    fewest, room = state.policy.world_sizes[0], sum(state.nodes.values())
+    fewest = state.policy.world_sizes[0]
     if state.leaving:
         message = f"fewer than {fewest} workers stay: the newest step is made durable, and the run waits for room"
         return replace(state, leaving=False), [Save(), Warn("preemption", message)]

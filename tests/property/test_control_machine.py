@@ -321,6 +321,17 @@ def test_a_run_grows_to_where_the_room_is_and_not_with_a_standby_beside_a_rank()
     assert sorted(world.alive[name] for name in world.group) == ["a", "b"]
 
 
+def test_a_spare_worker_that_no_larger_world_has_room_for_is_not_waited_for() -> None:
+    world = running(standby=1, a=1, b=1)
+    for standby in world.state.standbys:
+        world.kill(standby)
+    assert world.starting
+    world.lose_node(world.alive[world.group[1]])
+    world.settle()
+    assert world.state.phase == "forming"
+    assert len(world.state.members) == 1
+
+
 def test_below_min_workers_it_waits_then_says_why_it_gave_up() -> None:
     world = running(world_sizes=(2,), standby=0, a=1, b=1)
     world.lose_node("b")

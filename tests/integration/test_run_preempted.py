@@ -88,7 +88,7 @@ def test_nodes_are_drained(small_cluster: Any, storage_folder: Path, undisturbed
         status = running.until_running(1)
         assert gone not in {w.node for w in status.workers}
         running.until("the node's release", lambda: (s := running.status()) and gone not in {n.node for n in s.nodes})
-        assert not psutil.pid_exists(leaver.pid)
+        running.until("the end of its worker", lambda: not psutil.pid_exists(leaver.pid))
         leaver = next(w for w in status.workers if w.node != "127.0.0.31")
         drain(small_cluster, status, leaver.rank, 12)
         status = running.until_running(2)

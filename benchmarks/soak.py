@@ -115,7 +115,8 @@ class Soak:
         while True:
             self.job.require_running()
             now = self.status()
-            if now.status == "running" and now.generation >= generation and (now.standbys or not standby):
+            well = now.status == "running" and len(now.workers) == CONFIG["elastic"]["min_workers"]
+            if well and now.generation >= generation and (now.standbys or not standby):
                 return now
             if time.monotonic() > end:
                 raise RuntimeError(f"not well again within {PATIENCE_S:.0f} s: {now}")

@@ -40,7 +40,7 @@ _NOBODY = (
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One rank of the current generation."""
+    """One rank of the current generation; of the last one while the next is being formed."""
 
     rank: int
     worker: str

@@ -60,6 +60,8 @@ class Incomplete:
 
     step: int
     problem: str
+    completed: bool
+    """Whether it has a manifest: without one it was never a checkpoint, or is none any more."""
 
 
 class CheckpointStore:
@@ -113,7 +115,7 @@ class CheckpointStore:
             try:
                 found.append(self._read(step))
             except CheckpointError as error:
-                found.append(Incomplete(step, str(error)))
+                found.append(Incomplete(step, str(error), self._is_there(step, _MANIFEST)))
         return found
 
     def list(self) -> list[StoredCheckpoint]:

@@ -88,13 +88,12 @@ def _listed(run: StoredRun, verify: bool, signer: Signer | None) -> Iterator[Lis
     from elastictrain.checkpoint.store import CheckpointStore, Incomplete
 
     store = CheckpointStore(run.storage, signer)
-    recorded = run.recorded_checkpoints() if verify else {}
-    found = store.scan()
-    if found and isinstance(found[0], Incomplete) and run.driven(run.status()):
-        found = found[1:]  # the newest is being written at this moment
-    for checkpoint in found:
+    recorded, driven = run.recorded_checkpoints(), run.driven(run.status())
+    for checkpoint in store.scan():
         uri = store.uri(checkpoint.step)
         if isinstance(checkpoint, Incomplete):
+            if not checkpoint.completed and (driven or checkpoint.step not in recorded):
+                continue  # it is being written or removed at this moment, or its writer died: it is no checkpoint
             yield Listed(checkpoint.step, uri, None, None, False if verify else None, checkpoint.problem)
             continue
         problem = None

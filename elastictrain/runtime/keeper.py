@@ -32,6 +32,7 @@ from elastictrain.errors import ElasticTrainError, InfrastructureError, StaleGen
 from elastictrain.events import Cause
 from elastictrain.runtime import preflight
 from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
+from elastictrain.runtime.copies import Copies
 from elastictrain.runtime.lifeline import Lifeline
 from elastictrain.runtime.mailbox import Mailbox
 from elastictrain.runtime.oom_kills import OomKills
@@ -60,9 +61,9 @@ KEEPER_THREADS = 16
 STACKS_SIGNAL = signal.SIGUSR1
 STACKS_PATIENCE_S = 0.2
 """How long a worker has to write down its stacks; it takes a millisecond unless its machine is overloaded."""
-GATHER_S = 0.1
+GATHER_S = 0.5
 """How long news of a snapshot waits for more of it: a message to the supervisor costs about 2 ms of processor. A death
-waits for nothing."""
+waits for nothing, nor does a snapshot that is to be made durable."""
 REPLICA_TIMEOUT_S = 10.0
 """After so long without an answer a buddy counts as lost, and training goes on without it."""
 LAST_WORKERS_S = 20.0
@@ -101,7 +102,7 @@ class Keeper:
         self._tensors: tuple[LogicalTensor, ...] = ()
         self._buddy: Address | None = None
         self._links: dict[int, ReplicaClient] = {}
-        self._copies: dict[tuple[int, int, int], tuple[memoryview, float]] = {}
+        self._copies = Copies(self._vault)
 
     def describe(self, driver_time: float) -> KeeperInfo:
         """Who and where, and how the node looks; `driver_time` is the driver's unix time."""
@@ -181,9 +182,7 @@ class Keeper:
         return SaveReply(tuple(entry for entry, _ in saved), max(stall_s for _, stall_s in saved))
 
     def _save(self, generation: int, step: int, rank: int, world_size: int) -> tuple[ShardEntry, float]:
-        with self._lock:
-            copy = self._copies.pop((generation, step, rank), None)
-        data, stall_s = copy or (self._vault.pin(generation, rank, step), 0.0)
+        data, stall_s = self._copies.take(generation, step, rank)
         index = self._vault.index(generation, rank)
         return self._store.write_shard(step, rank, world_size, index, data), stall_s
 
@@ -206,7 +205,7 @@ class Keeper:
                 if not self._gone.wait_for(lambda: not self._pids, LAST_WORKERS_S):
                     raise InfrastructureError(f"workers {sorted(self._pids)} on node {self._node} can't be ended")
                 self._terms = terms
-                self._copies.clear()
+            self._copies.clear()
             self._server.rekey(terms.token)
             self.set_buddy(None)
             held, events = self._vault.inventory(verify=True), self._mail.read(0)
@@ -252,9 +251,10 @@ class Keeper:
         """A snapshot is complete in that buffer, and counts from now on; what is returned gives the buddy its copy."""
         self._vault.commit(header, buffer)
         self._remember(header)
-        if header.step % self._terms.durable_every == 0:
-            self._copy(header)
-        return lambda: self._mail.put(SnapshotHeld(header, self._replicate(header)), urgent=False)
+        durable = header.step % self._terms.durable_every == 0
+        if durable:
+            self._copies.add(header)
+        return lambda: self._mail.put(SnapshotHeld(header, self._replicate(header)), urgent=durable)
 
     def _received(self, header: ShardHeader) -> None:
         self._remember(header)
@@ -263,15 +263,6 @@ class Keeper:
     def _remember(self, header: ShardHeader) -> None:
         with self._lock:
             self._untold[header.generation, header.step, header.rank] = header
-
-    def _copy(self, header: ShardHeader) -> None:
-        """Keep this step's bytes for the durable writer, however far training goes on meanwhile."""
-        begun = time.monotonic()
-        data = self._vault.pin(header.generation, header.rank, header.step)
-        with self._lock:
-            for key in [k for k in self._copies if k[2] == header.rank]:
-                del self._copies[key]
-            self._copies[header.generation, header.step, header.rank] = data, time.monotonic() - begun
 
     def _replicate(self, header: ShardHeader) -> bool:
         with self._lock:

@@ -37,6 +37,8 @@ class Live:
         self._world_size = 0
         self._compute_s = 0.0
         self._fault_at: float | None = None
+        self._broken = -1
+        """The generation that failed last."""
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self._published = 0.0
 
@@ -54,14 +56,16 @@ class Live:
                 self._recent.clear()
                 self.message = ""
             case StepCommitted():
-                self.step, self.status = event.step, "running"
+                self.step = event.step
+                if event.generation > self._broken:  # news of a generation's last steps comes after that of its end
+                    self.status = "running"
                 if event.skipped is None:
                     self.loss = event.loss
                 step_s = event.finished_at - event.begun_at
                 self._compute_s += step_s - event.data_wait_s - event.snapshot_stall_s
                 self._recent.append((event.finished_at, event.num_tokens))
             case FailureDetected():
-                self.status, self._fault_at = "recovering", event.at
+                self.status, self._fault_at, self._broken = "recovering", event.at, event.generation
             case Recovered():
                 self.lost_steps += event.lost_steps
                 if self._fault_at is not None:  # else it is the last driver's end that was healed
@@ -79,7 +83,7 @@ class Live:
         standbys: list[StandbyStatus] = []
         nodes: list[NodeStatus] = []
         if fleet is not None and state is not None:
-            grouped = state.phase in ("forming", "running")
+            grouped = state.phase != "ended"
             for name, handle in fleet.workers.items():
                 at = progress.get(name)
                 pid = handle.info.pid if handle.info else 0

@@ -265,7 +265,7 @@ def test_scan_tells_of_the_unfinished(store: CheckpointStore, storage: Storage, 
     index = state.index(0, 2)
     store.write_shard(2, 0, 2, index, state.shard(index))
     (folder(storage, 1).parent / "notes").mkdir()
-    unfinished = Incomplete(2, f"{store.uri(2)} has no manifest.json: it was never completed")
+    unfinished = Incomplete(2, f"{store.uri(2)} has no manifest.json: it was never completed", completed=False)
     assert store.scan() == [unfinished, complete]
     assert store.list() == [complete]
     with pytest.raises(CheckpointError, match="no manifest"):

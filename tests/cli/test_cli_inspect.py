@@ -1,6 +1,7 @@
 """What `status`, `report`, `checkpoints` tell of a run that lies in a storage."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,11 +292,19 @@ def test_signatures_are_told_and_what_is_not_signed_is_damaged(kept: KeptRun, tm
     assert verified("--signing-key-file", other, status=1) == [(False, None)] * 2
 
 
-def test_a_checkpoint_that_is_being_written_is_not_damaged(kept: KeptRun) -> None:
-    lose_the_manifest(kept.folder / "checkpoints" / "step-00000003")
+def test_what_was_never_completed_is_not_listed(kept: KeptRun) -> None:
+    newest = kept.folder / "checkpoints" / "step-00000003"
+    half_written = shutil.copytree(newest, newest.with_name("step-00000004"))
+    lose_the_manifest(half_written)
+
+    def listed() -> list[int]:
+        return [c["step"] for c in json.loads(told(kept, "checkpoints", "quickstart", "--verify", "--json").stdout)]
+
+    assert listed() == [3, 2]
     with kept.driven():
-        listed = json.loads(told(kept, "checkpoints", "quickstart", "--verify", "--json").stdout)
-    assert [c["step"] for c in listed] == [2]
+        assert listed() == [3, 2]
+        lose_the_manifest(newest)  # as a prune under way does first
+        assert listed() == [2]
 
 
 def test_a_run_without_checkpoints_says_which_knob_makes_them(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_a_killed_driver_and_damaged_checkpoints(alone: Product, undisturbed: Re
     interrupted = alone.report("killed-driver")
     assert interrupted["status"] == "interrupted"
 
-    _, listed = alone.checkpoints("killed-driver")
-    whole = [c for c in listed if c["sha256"]]
+    _, whole = alone.checkpoints("killed-driver")
+    assert all(c["sha256"] for c in whole)
     damaged = [damage(whole[0], flip_a_bit), damage(whole[1], truncate), damage(whole[2], remove_the_manifest)]
     code, verified = alone.checkpoints("killed-driver", "--verify")
     assert code == 1
@@ -117,7 +117,8 @@ def test_a_killed_driver_and_damaged_checkpoints(alone: Product, undisturbed: Re
     report = alone.report("killed-driver")
     assert_same_training(report, undisturbed)
     assert [a["status"] for a in report["attempts"]] == [None, "complete"]
-    assert {r["step"] for r in report["rejected_checkpoints"]} == {*damaged}
+    never_completed = {r["step"] for r in report["rejected_checkpoints"]} - {*damaged}
+    assert never_completed <= {whole[0]["step"] + 10}  # the kill may have come while it was being written
     problems = {r["step"]: r["problem"] for r in report["rejected_checkpoints"]}
     for step, word in zip(damaged, ("SHA-256", "truncated", "manifest.json"), strict=True):
         assert word in problems[step]

@@ -2,6 +2,7 @@
 
 Memory counts where an earlier driver of the run died and its keepers did not, if what they hold goes on where the
 journal ends and no checkpoint is newer. Steps that it holds and the journal lacks are told here, before anything else.
+Checkpoints are read through, to verify them, only where one may be needed: a large one takes minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from elastictrain.events import (
     Cause,
     CheckpointRejected,
     CheckpointRemoved,
+    CheckpointWritten,
     Event,
     FailureDetected,
     FaultInjected,
@@ -108,7 +110,9 @@ def start_point(
     if death is not None:
         tell(death)
     heir = _heir(config, earlier, estate)
-    found = _durable(earlier, recorded, store, tell, spare=heir is not None)
+    found = None
+    if heir is None or heir.state.step < max(store.steps(), default=0):
+        found = _durable(earlier, recorded, store, tell, spare=heir is not None)
     if heir is not None and found is not None and found.step > heir.state.step:
         heir = None
     struck = {(e.index, e.step) for e in earlier if isinstance(e, FaultInjected)}
@@ -130,6 +134,8 @@ def start_point(
     standing = {e.step: e for e in committed_steps(told).standing}
     if heir is not None and estate is not None:
         start = _from_memory(start, heir, estate, standing, told)
+        if found is None and (untold := _untold_checkpoint(told, store)) is not None:
+            tell(untold)
     elif found is not None:
         manifest = found.manifest
         restore = RestoreFrom("durable", found.step)
@@ -198,6 +204,14 @@ def _durable(
             raise
         emit(Warned(time.time(), "checkpoint", f"{error} The run goes on from memory."))
         return None
+
+
+def _untold_checkpoint(told: list[Event], store: CheckpointStore) -> CheckpointWritten | None:
+    """The newest checkpoint, if the last driver completed it and did not live to tell."""
+    newest = next(iter(store.list()), None)
+    if newest is None or newest.step in written_checkpoints(told) or doubt(told, newest.manifest):
+        return None
+    return as_written(newest, time.time())
 
 
 def _from_memory(

@@ -196,14 +196,25 @@ def test_a_newer_checkpoint_comes_before_memory(store: CheckpointStore, write: W
         assert start.lost_steps == 6 - stored.step
 
 
+def test_a_checkpoint_that_memory_makes_needless_is_told_and_not_read(store: CheckpointStore, write: Write) -> None:
+    committed = told(8)[:-1]
+    stored = write(8, next(e for e in committed if isinstance(e, StepCommitted) and e.step == 8))
+    next(Path(stored.uri).glob("*.safetensors")).write_bytes(b"")
+    for known in (8, 6):  # what the journal lacks is told first, and explains the checkpoint
+        start, emitted = begin(told(known), estate(header(7), header(8)), store)
+        assert (start.restore.source, start.restore.step) == ("memory", 8)
+        assert [e.step for e in emitted if isinstance(e, CheckpointWritten)] == [8]
+        assert not any(isinstance(e, CheckpointRejected) for e in emitted)
+
+
 def test_memory_serves_where_no_checkpoint_can(store: CheckpointStore, write: Write) -> None:
     earlier = told(6)
-    stored = write(4, next(e for e in earlier if isinstance(e, StepCommitted) and e.step == 4))
+    stored = write(6, next(e for e in earlier if isinstance(e, StepCommitted) and e.step == 6))
     next(Path(stored.uri).glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(CheckpointError):
         begin(earlier, None, store)
-    start, emitted = begin(earlier, estate(header(6)), store)
-    assert (start.restore.source, start.restore.step) == ("memory", 6)
+    start, emitted = begin(earlier, estate(header(5)), store)
+    assert (start.restore.source, start.restore.step) == ("memory", 5)
     assert any(isinstance(e, Warned) and "goes on from memory" in e.message for e in emitted)
 
 

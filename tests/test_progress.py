@@ -223,7 +223,7 @@ def test_a_terminal_that_can_not_redraw_gets_lines(monkeypatch: pytest.MonkeyPat
 def drawn(status: Status | None, recent: tuple[str, ...] = ()) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(status_table(status, recent))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]  # it is a StringIO
 
 
 def test_the_table_shows_what_the_state_holds() -> None:

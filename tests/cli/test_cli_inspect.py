@@ -195,7 +195,7 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
         mlflow_uri="sqlite:///runs/mlflow.db",
         report_data=build_report(read_journal(kept.folder)),
     )
-    lines = summary(result).splitlines()  # type: ignore[arg-type]
+    lines = summary(result).splitlines()  # type: ignore[arg-type]  # as much of a Result as it reads
     assert lines[0].split() == ["run", "quickstart", "complete"]
     assert lines[-3].split() == ["report", str(kept.folder / "report.html")]
     assert lines[-2].split() == ["checkpoint", f"{kept.folder}/checkpoints/step-00000004"]
@@ -204,7 +204,7 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
         f"{sys.executable} -m mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
     ]
     result.mlflow_uri = "https://me:secret@tracking.example:5000"
-    assert summary(result).splitlines()[-1].split() == ["MLflow", "https://***@tracking.example:5000"]  # type: ignore[arg-type]
+    assert summary(result).splitlines()[-1].split() == ["MLflow", "https://***@tracking.example:5000"]  # type: ignore[arg-type]  # as much of a Result as it reads
 
 
 # checkpoints

@@ -171,7 +171,7 @@ def test_a_second_preparation_waits_for_the_first(home: Path, caplog: pytest.Log
     results: list[Prepared] = []
     logger = logging.getLogger("elastictrain.data.prepare")
     handler = logging.Handler()
-    handler.emit = lambda record: told.set()  # type: ignore[method-assign]
+    handler.emit = lambda record: told.set()  # type: ignore[method-assign]  # logging's own way to be heard
     logger.addHandler(handler)
     second = threading.Thread(target=lambda: results.append(prepare(config(), home.parent)))
     with (home / ".lock").open("w") as lock:

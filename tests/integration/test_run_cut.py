@@ -153,7 +153,7 @@ def test_two_nodes_lose_sight_of_each_other(
         assert all(not written_by(process, product.storage) for process in lost)
         cable.put_back()
         running.until("the end of who was cut off", lambda: not psutil.pid_exists(beyond.pid))
-        running.until_step(running.status().step + 50)  # type: ignore[union-attr]
+        running.until_step(running.status().step + 50)  # type: ignore[union-attr]  # it has begun
         ended = running.stop()
         assert ended.code == 130, ended.err
         report = product.report("cut")

@@ -203,7 +203,7 @@ def test_only_progress_forgives(history: list[tuple[str, object]]) -> None:
         before = account
         match what:
             case "charge":
-                account = account.charge(argument)  # type: ignore[arg-type]
+                account = account.charge(argument)  # type: ignore[arg-type]  # it goes with its kind
                 assert account.failures == before.failures + 1
             case "commit":
                 step += 1

@@ -13,7 +13,9 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -23,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from elastictrain.config import TrainConfig
 from elastictrain.runtime.cluster import head_answers
+from elastictrain.runtime.errands import Errands
 from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
 from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
@@ -53,6 +56,14 @@ class Node:
     """Ray drains it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What Ray's head says of its nodes."""
+
+    alive: list[dict[str, Any]]
+    draining: dict[str, int]
+
+
 @dataclass
 class WorkerHandle:
     """A worker actor."""
@@ -77,7 +88,9 @@ class Fleet:
     banned: dict[str, float] = field(default_factory=dict)
     """Ray ids of nodes given up on, and until when (monotonic seconds)."""
     draining: dict[str, int] = field(default_factory=dict)
-    """Ray ids of nodes that are drained, with the deadline in unix ms, as of the last look."""
+    """Ray ids of nodes that are drained, with the deadline in unix ms, as of the last survey."""
+    errands: Errands = field(default_factory=Errands)
+    """What only Ray's head can do, and nobody here waits for."""
     _free_slots: dict[str, list[PlacementGroup]] = field(default_factory=lambda: defaultdict(list))
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
@@ -93,11 +106,15 @@ class Fleet:
         """Whether each worker holds a GPU."""
         return "GPU" in self.demand
 
-    def look(self) -> tuple[list[Node], list[str]]:
-        """Compare with Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
+    def survey(self) -> Future[Survey]:
+        """Ask Ray for its nodes."""
+        return self.errands.run(lambda: Survey([n for n in ray.nodes() if n["Alive"]], state.get_draining_nodes()))
+
+    def compare(self, survey: Survey) -> tuple[list[Node], list[str]]:
+        """With Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
         now = time.monotonic()
-        alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"] and self.banned.get(n["NodeID"], now) <= now}
-        self.draining = state.get_draining_nodes()
+        alive = {n["NodeID"]: n for n in survey.alive if self.banned.get(n["NodeID"], now) <= now}
+        self.draining = survey.draining
         lost = [name for name, node in self.nodes.items() if node.ray_id not in alive]
         known = {node.ray_id for node in self.nodes.values()}
         new: list[Node] = []
@@ -153,7 +170,7 @@ class Fleet:
     def disown(self) -> None:
         """End the keepers of an earlier driver that no node here has: what they hold is of no more use."""
         while self.inherited:
-            ray.kill(self.inherited.popitem()[1].keeper)
+            self.end(self.inherited.popitem()[1].keeper)
 
     def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
         """Start a worker on a node; the reply is its WorkerInfo once it is warm."""
@@ -187,7 +204,7 @@ class Fleet:
         worker = self.workers.pop(name, None)
         if worker is None:
             return
-        ray.kill(worker.actor)
+        self.end(worker.actor)
         if worker.slot is not None and worker.node in self.nodes:
             self._free_slots[worker.node].append(worker.slot)
 
@@ -197,12 +214,12 @@ class Fleet:
         self.banned[node.ray_id] = time.monotonic() + ban_s
         for worker in [w.name for w in self.workers.values() if w.node == name]:
             handle = self.workers.pop(worker)
-            ray.kill(handle.actor)
+            self.end(handle.actor)
             if handle.slot is not None:
-                remove_placement_group(handle.slot)
+                self._free_slots[name].append(handle.slot)
         for slot in self._free_slots.pop(name, []):
-            remove_placement_group(slot)
-        ray.kill(node.keeper)
+            self.errands.run(partial(remove_placement_group, slot))
+        self.end(node.keeper)
 
     def close(self) -> None:
         """End every actor, what is left of an earlier driver's too, and give back every slot.
@@ -213,4 +230,8 @@ class Fleet:
             return
         for name in list(self.nodes):
             self.drop_node(name)
-        end_keepers(self.config)
+        self.errands.run(partial(end_keepers, self.config)).result()
+
+    def end(self, actor: Any) -> None:
+        """Have an actor ended."""
+        self.errands.run(partial(ray.kill, actor))

@@ -7,18 +7,18 @@ facts mean is the supervisor's to say: every callback goes there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import ray
 from ray.exceptions import RayError
 
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import explain
 from elastictrain.runtime.cluster import head_address
-from elastictrain.runtime.fleet import BAN_S, Fleet, Node
+from elastictrain.runtime.fleet import BAN_S, Fleet, Node, Survey
 from elastictrain.runtime.probe import Probe, answers
 from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
 from elastictrain.runtime.replies import Replies
@@ -107,6 +107,9 @@ class Roster:
     _suspects: dict[str, tuple[float, Cause]] = field(default_factory=dict)
     _starting: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
+    _survey: Future[Survey] | None = None
+    _held: list[Callable[[], None]] = field(default_factory=list)
+    """What waits for the head to answer."""
     _head: tuple[str, int] = field(default_factory=head_address)
     _head_heard: float = field(default_factory=time.monotonic)
     _watched: float = 0.0
@@ -130,20 +133,32 @@ class Roster:
         if now > self._looked + LOOK_EVERY_S:
             self._looked = now
             if self._head_answers():
-                self._look()
+                self._survey = self._survey or self.fleet.survey()
+                while self._held:
+                    self._held.pop(0)()
+        if self._survey is not None and self._survey.done():
+            survey, self._survey = self._survey.result(), None
+            self._look(survey)
         if now > self._watched + WATCH_EVERY_S:
             self._watched = now
             self._ask_for_progress()
             self._look_for_silence(now)
 
     def start(self, name: str, node: str, reserved: bool, data_folder: str) -> None:
-        """Start a worker."""
+        """Start a worker; as soon as the head answers, if it does not."""
+
+        def begin() -> None:
+            if node not in self.fleet.nodes:
+                self._starting.pop(name, None)
+            elif name in self._starting:
+                self.replies.expect(
+                    self.fleet.start_worker(name, node, reserved, data_folder),
+                    lambda info: self._worker_up(name, info),
+                    lambda error: self._start_failed(name, error),
+                )
+
         self._starting[name] = time.monotonic()
-        self.replies.expect(
-            self.fleet.start_worker(name, node, reserved, data_folder),
-            lambda info: self._worker_up(name, info),
-            lambda error: self._start_failed(name, error),
-        )
+        self._with_head(begin)
 
     def suspect(self, name: str, cause: Cause) -> None:
         """Ray can't reach this worker; its keeper may know more in a moment."""
@@ -189,10 +204,16 @@ class Roster:
     def replace_keeper(self, node: Node) -> None:
         """Start another keeper on a node that lives; its workers stay."""
         lost = node.keeper
-        self._start_keeper(node)
-        cause = Cause("keeper", f"the keeper of node {node.name} is gone, and another takes over")
-        self.listener.keeper_lost(node.name, cause)
-        ray.kill(lost)
+
+        def replace() -> None:
+            if self.fleet.nodes.get(node.name) is not node or node.keeper is not lost:
+                return
+            self._start_keeper(node)
+            cause = Cause("keeper", f"the keeper of node {node.name} is gone, and another takes over")
+            self.listener.keeper_lost(node.name, cause)
+            self.fleet.end(lost)
+
+        self._with_head(replace)
 
     def node_failed(self, name: str, message: str) -> None:
         """A node is gone, or as good as gone."""
@@ -210,8 +231,15 @@ class Roster:
             self.listener.head_lost(f"the head of the Ray cluster ({host}:{port}) answers nothing for {silent_s:.0f} s")
         return False
 
-    def _look(self) -> None:
-        new, lost = self.fleet.look()
+    def _with_head(self, call: Callable[[], None]) -> None:
+        """Now if the head answers, else when it does again: what needs it would block until then."""
+        if answers(self._head, HEAD_TIMEOUT_S):
+            call()
+        else:
+            self._held.append(call)
+
+    def _look(self, survey: Survey) -> None:
+        new, lost = self.fleet.compare(survey)
         for name in lost:
             self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
         for node in new:

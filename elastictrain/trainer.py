@@ -122,14 +122,14 @@ class ElasticTrainer:
         attempt = next_attempt(home.folder)
         journal = Journal(home.folder, attempt)
         secret = secret_values(os.environ, config.run.storage, config.tracking.uri)
-        ended = False
+        before, has_cluster = home.status(), False
+        end: End | None = None
 
         def emit(event: Event) -> None:
-            nonlocal ended
-            ended = ended or isinstance(event, RunEnded)
             event = redact_event(event, secret)
             journal.append(event)
-            home.mirror(journal)
+            if has_cluster:
+                home.mirror(journal)
             if self._progress is not None:
                 self._progress.on_event(event)
 
@@ -151,6 +151,7 @@ class ElasticTrainer:
         run_id = None
         try:
             with connected(config) as cluster:
+                has_cluster = True
                 self._stop.install()
                 live.message = f"cluster {cluster}"
                 live.publish(None, None, {}, force=True)
@@ -169,13 +170,18 @@ class ElasticTrainer:
                     watch.tracker = None
                     run_id = self._flush(tracker, emit)
         except BaseException as error:
-            if not ended:
-                self._end(_end_of(error), live, emit)
+            if end is None:
+                end = _end_of(error)
+                self._end(end, live, emit)
             raise
         finally:
-            self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
-            home.mirror(journal, force=True)
-            journal.close()
+            if has_cluster or (end and end.status == "stopped"):
+                self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
+                home.mirror(journal, force=True)
+                journal.close()
+            else:  # nothing has begun
+                journal.close()
+                home.forget(journal.path, before)
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
         return self._result([*read_journal(home.folder), *journal.unwritten], run_id)

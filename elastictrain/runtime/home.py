@@ -65,11 +65,26 @@ class RunHome:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run until the block or the process ends; raises RunConflictError when another process has it."""
-        with _lock(self.folder / "lock", self._config.run.name) as file:
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
+        path = self.folder / "lock"
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a+") as file:
+                try:
+                    _lock(file)
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise RunConflictError(
+                        f"run {self._config.run.name!r} is being trained now by process {holder} ({self.folder}). "
+                        f"Wait for it, stop it, or choose another run.name."
+                    ) from None
+                if not _is_at(file, path):
+                    continue  # who held it has removed it: see `forget`
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {os.uname().nodename}")
+                file.flush()
+                yield
+                return
 
     def check_config(self, begun: bool) -> None:
         """Remember the config; raises RunConflictError when it can't continue a run that has trained (`begun`)."""
@@ -149,28 +164,14 @@ def _told(config: TrainConfig) -> TrainConfig:
     return TrainConfig.from_dict(redact_all(config.to_dict()))
 
 
-def _lock(path: Path, run: str) -> IO[str]:
-    """The file at this path, open and locked; raises RunConflictError when another process holds it."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
-        try:
-            _wait_for(file)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise RunConflictError(
-                f"run {run!r} is being trained now by process {holder} ({path.parent}). Wait for it, stop it, or "
-                f"choose another run.name."
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # who held it has removed it
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
-def _wait_for(file: IO[str]) -> None:
+def _lock(file: IO[str]) -> None:
     """Lock exclusively; commands that only look hold it shared for microseconds, so one refusal proves nothing."""
     for attempt in range(10):
         try:

@@ -277,6 +277,19 @@ def test_a_killed_worker_is_replaced_by_the_standby_and_a_new_standby_follows() 
     assert len(world.starting) == 1
 
 
+def test_that_no_other_node_has_a_copy_is_said_once() -> None:
+    alone = running(a=4)
+    [told] = [words for words in alone.warnings if "every copy of the state" in words]
+    assert "on node a" in told
+    alone.kill(alone.group[1])
+    for _ in range(3):
+        alone.settle()
+        alone.train()
+    assert sum("every copy of the state" in words for words in alone.warnings) == 1
+    for quiet in (running(), running(world_sizes=(1,), standby=0, a=1)):
+        assert not [words for words in quiet.warnings if "copy" in words]
+
+
 def test_a_survivor_keeps_its_rank() -> None:
     world = running()
     survivor = world.group[1]

@@ -112,7 +112,11 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case StepDone(_, step) if current and step > state.committed_step:
             return _commit(state, step, now)
         case Paused() if current and state.pausing:
-            return fence(state, parting_words(state) or f"resize from {len(state.members)} workers")
+            size = len(state.members)
+            changed = (
+                f"resize from {size} workers" if (state.seated or 0) > size else "ranks move to slots of their own"
+            )
+            return fence(state, parting_words(state) or changed)
         case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:
             account = state.account.restore(restore.step)
             fenced = replace(state, restore=restore, committed_step=restore.step, account=account)

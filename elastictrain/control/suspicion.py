@@ -47,7 +47,7 @@ class RankAt:
     stopped: bool
     """Its process is stopped (SIGSTOP, a debugger)."""
     strayed: bool = False
-    """The collective that it waits in is not of the kind that had this place in the step before."""
+    """In this step it waited in a collective that is not of the kind that had this place in the step before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Progress:
     waiting: bool = False
     """Whether it waits for its peers in a collective now."""
     strayed: bool = False
-    """The last collective that it waited in is not of the kind that had this place in the step before."""
+    """In this step it waited in a collective that is not of the kind that had this place in the step before."""
     blocked_s: float = 0.0
     """Seconds spent waiting for peers in this generation."""
     silent_s: float = 0.0
@@ -66,7 +66,7 @@ class Board:
             self._waits, self._blocked_s = 0, 0.0
             self._step, self._kinds = -1, []
         if step != self._step:
-            self._step, self._kinds, self._kinds_before = step, [], self._kinds
+            self._step, self._kinds, self._kinds_before, self._strayed = step, [], self._kinds, False
         self._marks += 1
         _DOING.pack_into(self._buffer, 0, generation, step, PHASES.index(phase), time.time(), self._marks)
 
@@ -74,7 +74,7 @@ class Board:
         """This rank waits for its peers in a collective of this kind from now on."""
         place, known = len(self._kinds), self._kinds_before
         self._kinds.append(kind)
-        self._strayed = bool(known) and known[place : place + 1] != [kind]
+        self._strayed |= bool(known) and known[place : place + 1] != [kind]
         self._waits += 1
         self._waiting_since = time.time()
         self._write_wait(True, self._waiting_since)

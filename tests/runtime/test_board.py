@@ -64,10 +64,11 @@ def test_a_step_that_goes_otherwise_than_the_one_before_shows() -> None:
     usual = (ALL_REDUCE, ALL_REDUCE, ALL_GATHER)
     assert step(40, *usual) == [False, False, False], "nothing is known of a first step"
     assert step(41, *usual) == [False, False, False]
-    assert step(42, ALL_REDUCE, ALL_GATHER) == [False, True], "it left one out"
-    assert step(43, ALL_REDUCE, ALL_GATHER, ALL_GATHER) == [False, False, True], "one more than before"
-    board.write(3, 44, "forming")
-    assert step(44, ALL_GATHER) == [False], "another generation, another group"
+    assert step(42, ALL_REDUCE, ALL_GATHER, ALL_GATHER) == [False, True, True], "it left one out, and stays marked"
+    assert step(43, ALL_REDUCE, ALL_GATHER) == [False, False]
+    assert step(44, ALL_REDUCE, ALL_GATHER, ALL_GATHER) == [False, False, True], "one more than before"
+    board.write(3, 45, "forming")
+    assert step(45, ALL_GATHER) == [False], "another generation, another group"
 
 
 def test_a_killed_writer_leaves_its_last_word() -> None:

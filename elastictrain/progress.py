@@ -8,6 +8,7 @@ thread; a call costs microseconds.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -62,7 +63,10 @@ def progress_on(stream: TextIO) -> ProgressListener:
 
 
 class PlainLines:
-    """One line for each notable event, and one for the state when it changed, at most every `every_s`."""
+    """One line for each notable event, and one for the state when it changed, at most every `every_s`.
+
+    A message that stays is told once.
+    """
 
     def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
         self._stream: TextIO | None = stream
@@ -83,7 +87,7 @@ class PlainLines:
         if last and same and (status.updated_at - last.updated_at < self._every_s or line == status_line(last)):
             return
         self._last = status
-        self._write(line)
+        self._write(status_line(replace(status, message="")) if last and last.message == status.message else line)
 
     def close(self) -> None:
         """Nothing to undo: every line is flushed as it is written."""

@@ -48,7 +48,7 @@ from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
 from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_uri
 from elastictrain.status import Status
-from elastictrain.tracking.deliver import Deliverer, is_delivered
+from elastictrain.tracking.deliver import Deliverer, Delivery, is_delivered
 from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Journal, next_attempt, read_journal
 from elastictrain.tracking.ledger import goodput
@@ -60,9 +60,6 @@ from elastictrain.workloads import build_workload, check_model_folder
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
 HEADLESS_FLUSH_S = 3.0
-_UNDELIVERED = (
-    "MLflow has not taken everything ({}): the rest is in the journal and is delivered when the run is submitted again"
-)
 _TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
 _AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
 _PLACES = {"fresh": "its beginning", "durable": "the checkpoint of step {}", "memory": "step {} in memory"}
@@ -85,6 +82,8 @@ class Result:
     report: Path
     """One self-contained HTML file."""
     mlflow_uri: str
+    recorded: bool
+    """Whether MLflow has taken everything; what is missing is delivered when the run is submitted again."""
     evaluation: Evaluated | None
     report_data: dict[str, Any]
     """As `elastictrain report --json` prints it; see docs/report.md."""
@@ -122,14 +121,14 @@ class ElasticTrainer:
         attempt = next_attempt(home.folder)
         journal = Journal(home.folder, attempt)
         secret = secret_values(os.environ, config.run.storage, config.tracking.uri)
-        ended = False
+        before, has_cluster = home.status(), False
+        end: End | None = None
 
         def emit(event: Event) -> None:
-            nonlocal ended
-            ended = ended or isinstance(event, RunEnded)
             event = redact_event(event, secret)
             journal.append(event)
-            home.mirror(journal)
+            if has_cluster:
+                home.mirror(journal)
             if self._progress is not None:
                 self._progress.on_event(event)
 
@@ -151,6 +150,7 @@ class ElasticTrainer:
         run_id = None
         try:
             with connected(config) as cluster:
+                has_cluster = True
                 self._stop.install()
                 live.message = f"cluster {cluster}"
                 live.publish(None, None, {}, force=True)
@@ -167,15 +167,20 @@ class ElasticTrainer:
                     self._end(end, live, emit)
                 finally:
                     watch.tracker = None
-                    run_id = self._flush(tracker, emit)
+                    run_id = self._flush(tracker, watch)
         except BaseException as error:
-            if not ended:
-                self._end(_end_of(error), live, emit)
+            if end is None:
+                end = _end_of(error)
+                self._end(end, live, emit)
             raise
         finally:
-            self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
-            home.mirror(journal, force=True)
-            journal.close()
+            if has_cluster or (end and end.status == "stopped"):
+                self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
+                home.mirror(journal, force=True)
+                journal.close()
+            else:  # nothing has begun
+                journal.close()
+                home.forget(journal.path, before)
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
         return self._result([*read_journal(home.folder), *journal.unwritten], run_id)
@@ -273,16 +278,16 @@ class ElasticTrainer:
         emit(ended)
         live.publish(None, None, {}, force=True)
 
-    def _flush(self, tracker: Any, emit: Callable[[Event], None]) -> str | None:
+    def _flush(self, tracker: Any, watch: TrackingWatch) -> str | None:
         """Deliver what is left to MLflow; what can't be is delivered when the run is next submitted."""
         timeout_s = FLUSH_TIMEOUT_S if head_answers() else HEADLESS_FLUSH_S
-        try:
-            done, problem, run_id = ray.get(tracker.flush.remote(timeout_s), timeout=2 * timeout_s)
-        except RayError as error:
-            done, problem, run_id = False, str(error).splitlines()[0], ""
-        if not done:
-            emit(Warned(time.time(), "tracking", _UNDELIVERED.format(problem or "it is slow")))
-        return run_id or None
+        while True:
+            try:
+                delivery, run_id = ray.get(tracker.flush.remote(timeout_s), timeout=2 * timeout_s)
+            except RayError as error:
+                delivery, run_id = Delivery(done=False, problem=str(error).splitlines()[0]), ""
+            if not (watch.hear(delivery, over=True) and delivery.done):  # the news of it is delivered too
+                return run_id or None
 
     def _deliver_rest(self) -> str | None:
         """Deliver what MLflow could not take while the run was trained; its run id."""
@@ -292,10 +297,8 @@ class ElasticTrainer:
         )
         if not deliverer.is_done():
             delivery = deliverer.deliver(FLUSH_TIMEOUT_S)
-            if not delivery.done and self._progress is not None:
-                self._progress.on_event(
-                    Warned(time.time(), "tracking", _UNDELIVERED.format(delivery.problem or "it is slow"))
-                )
+            if self._progress is not None:
+                TrackingWatch(self._progress.on_event).hear(delivery, over=True)
         return deliverer.run_id or None
 
     def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
@@ -328,6 +331,7 @@ class ElasticTrainer:
             run_id=run_id,
             report=self._home.folder / "report.html",
             mlflow_uri=tracking_uri(self.config, self._home),
+            recorded=is_delivered(self._home.folder),
             evaluation=evaluation,
             report_data=report,
         )

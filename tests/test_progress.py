@@ -164,6 +164,14 @@ def test_lines_come_at_changes_and_every_few_seconds() -> None:
     assert steps == [0, 50, 100]
 
 
+def test_a_message_that_stays_is_told_once() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream, every_s=5)
+    for number in range(3):
+        lines.on_status(replace(STATUS, step=60 + number, updated_at=10.0 * number, message="no room"))
+    assert [line.endswith("no room") for line in stream.getvalue().splitlines()] == [True, False, False]
+
+
 def test_a_pipe_gets_plain_lines_at_once() -> None:
     stream = io.TextIOWrapper(raw := io.BytesIO(), write_through=False)
     listener = progress_on(stream)

@@ -78,12 +78,15 @@ def _as_json(
     as_written: Option | None,
     sizes: dict[int, Option | None],
 ) -> dict[str, Any]:
-    from elastictrain.plan.choose import why
+    from elastictrain.plan.choose import TIME_ERROR, advise, why
     from elastictrain.planning import overrides_of
 
     best, others = ranking.best, ranking.best_of_each_kind()[1:]
+    advised = advise(ranking, as_written, cluster)
     return {
         "version": 1,
+        "time_error": TIME_ERROR,
+        "advised": advised.to_json() | {"overrides": overrides_of(advised.candidate), "keep": advised is as_written},
         "cluster": cluster.model_dump(mode="json"),
         "parameters": {"all": job.shape.num_parameters, **job.shape.by_part()},
         "flops_per_token": job.shape.flops_per_token(),
@@ -107,7 +110,7 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    from elastictrain.plan.choose import fits, why
+    from elastictrain.plan.choose import TIME_ERROR, advise, fits, why
     from elastictrain.planning import overrides_of
     from elastictrain.tracking.wording import bytes_text, seconds_text
 
@@ -130,12 +133,24 @@ def _show(
             "" if option is best else why(best, option),
         )
     console.print(table)
-    typer.echo(f"\nbest     {best.candidate}: elastictrain train CONFIG {' '.join(overrides_of(best.candidate))}")
-    typer.echo(f"memory   {_parts(best)}, at its worst in the {best.memory.moment}")
-    if as_written and as_written.candidate != best.candidate:
+    advised = advise(ranking, as_written, cluster)
+    error = f"{100 * TIME_ERROR:.0f} %"
+    if advised is as_written:
+        faster = best.time.step_s / advised.time.step_s
+        typer.echo(
+            f"\nkeep     {advised.candidate}, as the config has it: nothing is known to be faster"
+            + (f" ({best.candidate}: by {100 * (1 - faster):.2g} %, within the error of {error})" if faster < 1 else "")
+        )
+    else:
+        typer.echo(f"\nbest     {best.candidate}: elastictrain train CONFIG {' '.join(overrides_of(best.candidate))}")
+    typer.echo(f"memory   {_parts(advised)}, at its worst in the {advised.memory.moment}")
+    if as_written and advised is not as_written:
         needs = bytes_text(as_written.memory.device_bytes)
         verdict = why(best, as_written) if fits(as_written.memory, cluster) else f"does not fit: it needs {needs}"
         typer.echo(f"written  {as_written.candidate}, as the config has it: {verdict}")
+    equals = sum(option.as_fast_as(best) for option in ranking.best_of_each_kind()) - 1
+    if equals:
+        typer.echo(f"error    times are predicted to {error}: {equals} others may be as fast as {best.candidate}")
     if wider.best.time.step_s < 0.99 * best.time.step_s and not wider.best.candidate.runs_today:
         gain = best.time.step_s / wider.best.time.step_s
         typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; not run by the engine yet")

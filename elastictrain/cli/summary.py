@@ -25,8 +25,13 @@ def summary(result: Result) -> str:
     places = [("report", str(result.report))]
     if result.checkpoint:
         places.append(("checkpoint", result.checkpoint))
-    places.append(("MLflow", _where_to_look(result.mlflow_uri)))
-    return f"{summarise(result.report_data)}\n\n{_columns(places)}"
+    if result.recorded:
+        places.append(("MLflow", _where_to_look(result.mlflow_uri)))
+    else:
+        missing = f"not everything is there: {redact(result.mlflow_uri)}; the same command delivers the rest"
+        places.append(("MLflow", missing))
+    warnings = [w for w in result.report_data["warnings"] if w["topic"] != "tracking"]  # the line above says it
+    return f"{summarise(result.report_data | {'warnings': warnings})}\n\n{_columns(places)}"
 
 
 def _where_to_look(mlflow_uri: str) -> str:

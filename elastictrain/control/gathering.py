@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from elastictrain.control.decisions import Decision, give_up
 from elastictrain.control.leaving import dismiss, leaving_members, ready_to_part
-from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.placement import assign_ranks, crowded, wanted_workers
 from elastictrain.control.resize import growth_pays
 from elastictrain.control.state import State, Worker
 from elastictrain.control.vocabulary import Action, Form, Pause, Readmit, Save, StartWorker, Warn
@@ -25,16 +25,35 @@ def proceed(state: State, now: float) -> Decision:
     state, actions = _replenish(state, now)
     if state.phase == "gathering":
         state, more = _gather(state, now)
-    elif state.phase == "running" and not state.pausing and (_may_grow(state, now) or ready_to_part(state, now)):
+    elif state.phase == "running" and not state.pausing and _changes(state, now):
         state, more = replace(state, pausing=True), [Pause(state.generation)]
     else:
         more = []
     return state, [*dismissals, *actions, *more]
 
 
+def _changes(state: State, now: float) -> bool:
+    return _may_grow(state, now) or _may_spread(state, now) or ready_to_part(state, now)
+
+
 def _may_grow(state: State, now: float) -> bool:
     size, larger = len(state.members), state.seated or 0
     return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now)
+
+
+def _may_spread(state: State, now: float) -> bool:
+    """Whether a pause pays to give ranks that share a slot, since their worker was a standby, slots of their own."""
+    sharing = crowded([state.workers[name].node for name in state.members], state.nodes)
+    if not sharing or not set(state.members) <= set(state.ready):
+        return False
+    nodes = _nodes_of_ready(state)
+    spread = assign_ranks(len(state.members), nodes, state.members, state.nodes)
+    seated, more = len(state.members) - sharing, sharing - crowded([nodes[name] for name in spread], state.nodes)
+    return more > 0 and growth_pays(seated, seated + more, state.pause_s, state.losses_at, now)
+
+
+def _nodes_of_ready(state: State) -> dict[str, str]:
+    return {name: state.workers[name].node for name in state.ready}
 
 
 def _gather(state: State, now: float) -> Decision:
@@ -46,8 +65,7 @@ def _gather(state: State, now: float) -> Decision:
     # after a notice: who could have waited for a replacement has done so while it trained
     late = state.leaving or waited >= state.policy.replace_timeout_s
     if state.size and (largest or not state.coming or late):
-        nodes = {name: state.workers[name].node for name in state.ready}
-        members = assign_ranks(state.size, nodes, state.members)
+        members = assign_ranks(state.size, _nodes_of_ready(state), state.members, state.nodes)
         state = replace(state, phase="forming", members=members, leaving=False)
         return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
     fewest = state.policy.world_sizes[0]

@@ -108,11 +108,15 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case FormFailed(_, name, cause) if current:
             return fail_forming(state, name, cause, now)
         case Formed() if current:
-            return replace(state, phase="running"), []
+            return _warn_of_one_node(replace(state, phase="running"))
         case StepDone(_, step) if current and step > state.committed_step:
             return _commit(state, step, now)
         case Paused() if current and state.pausing:
-            return fence(state, parting_words(state) or f"resize from {len(state.members)} workers")
+            size = len(state.members)
+            changed = (
+                f"resize from {size} workers" if (state.seated or 0) > size else "ranks move to slots of their own"
+            )
+            return fence(state, parting_words(state) or changed)
         case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:
             account = state.account.restore(restore.step)
             fenced = replace(state, restore=restore, committed_step=restore.step, account=account)
@@ -122,6 +126,18 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case Tick():
             return proceed(state, now)
     return state, []
+
+
+def _warn_of_one_node(state: State) -> Decision:
+    """Say once that the copies of the state have no second node; one worker alone is nobody's cluster."""
+    if len(state.nodes) != 1 or state.policy.world_sizes[-1] == 1 or "copies" in state.warned:
+        return state, []
+    (node,) = state.nodes
+    message = (
+        f"every copy of the state in memory is on node {node}, since there is no other: a lost worker costs nothing, a "
+        "lost node the steps since the last durable checkpoint (checkpoint.every)"
+    )
+    return replace(state, warned=state.warned | {"copies"}), [Warn("copies", message)]
 
 
 def _commit(state: State, step: int, now: float) -> Decision:

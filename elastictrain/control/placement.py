@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 
@@ -41,26 +41,28 @@ def wanted_workers(
     return orders
 
 
-def assign_ranks(size: int, ready: Mapping[str, str], previous: Sequence[str]) -> tuple[str, ...]:
+def crowded(places: Iterable[str], slots: Mapping[str, int]) -> int:
+    """How many of the ranks on these nodes have no slot of their own, and share the processors of another rank."""
+    return sum(max(count - slots.get(node, 0), 0) for node, count in Counter(places).items())
+
+
+def assign_ranks(
+    size: int, ready: Mapping[str, str], previous: Sequence[str], slots: Mapping[str, int]
+) -> tuple[str, ...]:
     """Workers by rank, from `ready` (worker -> node, oldest first; at least `size` of them).
 
     Survivors of the previous generation come first and keep their rank where they can, so that their state is where
-    they are. Others fill up from the emptiest node.
+    they are. Others fill up from the emptiest node. No node gets more ranks than it has slots while another has room:
+    of those that share a slot, the later ones give way.
     """
-    chosen = [name for name in previous if name in ready][:size]
-    load = Counter(ready[name] for name in chosen)
-    waiting: dict[str, deque[str]] = defaultdict(deque)
-    taken = set(chosen)
-    for name, node in ready.items():
-        if name not in taken:
-            waiting[node].append(name)
-    emptiest = [(load[node], node) for node in waiting]
-    heapify(emptiest)
-    while len(chosen) < size:
-        count, node = heappop(emptiest)
-        chosen.append(waiting[node].popleft())
-        if waiting[node]:
-            heappush(emptiest, (count + 1, node))
+    survivors = [name for name in previous if name in ready]
+    others = _from_the_emptiest(ready, survivors)
+    load: Counter[str] = Counter()
+    seated, sharing = list[str](), list[str]()
+    for name in [*survivors, *others]:
+        load[ready[name]] += 1
+        (seated if load[ready[name]] <= slots.get(ready[name], 0) else sharing).append(name)
+    chosen = [*seated, *sharing][:size]
     kept = set(chosen)
     ranks = {rank: name for rank, name in enumerate(previous[:size]) if name in kept}
     placed = set(ranks.values())
@@ -69,3 +71,19 @@ def assign_ranks(size: int, ready: Mapping[str, str], previous: Sequence[str]) -
         if rank not in ranks:
             ranks[rank] = next(rest)
     return tuple(ranks[rank] for rank in range(size))
+
+
+def _from_the_emptiest(ready: Mapping[str, str], taken: Sequence[str]) -> Iterator[str]:
+    """Who is not taken, always from the node with the fewest taken so far."""
+    load, known = Counter(ready[name] for name in taken), set(taken)
+    waiting: dict[str, deque[str]] = defaultdict(deque)
+    for name, node in ready.items():
+        if name not in known:
+            waiting[node].append(name)
+    emptiest = [(load[node], node) for node in waiting]
+    heapify(emptiest)
+    while emptiest:
+        count, node = heappop(emptiest)
+        yield waiting[node].popleft()
+        if waiting[node]:
+            heappush(emptiest, (count + 1, node))

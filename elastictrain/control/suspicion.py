@@ -2,8 +2,8 @@
 
 All ranks walk through one program and meet in its collectives, so one that stands still soon makes all stand still.
 The one to blame is the one that the others wait *for*: not waiting itself, or ahead of a collective that it never
-entered. What it is doing decides how long is too long, and a pause of the whole machine, where nobody waits for
-anybody, is nobody's fault until it is very long.
+entered, or in another one than came at this place in the step before. What it is doing decides how long is too long,
+and a pause of the whole machine, where nobody waits for anybody, is nobody's fault until it is very long.
 
 Cost: linear in the ranks.
 """
@@ -46,6 +46,8 @@ class RankAt:
     """Seconds without a sign of life."""
     stopped: bool
     """Its process is stopped (SIGSTOP, a debugger)."""
+    strayed: bool = False
+    """In this step it waited in a collective that is not of the kind that had this place in the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,17 @@ def _all_wait(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
         for rank, at in ranks.items()
         if any(at.marks > other.marks and at.waits <= other.waits for other in ranks.values())
     )
-    if skipped:
+    # within one phase: the one whose step goes otherwise than before, where that of its peers does not
+    strayed = tuple(
+        rank
+        for rank, at in ranks.items()
+        if at.strayed and any(at.waits == other.waits and not other.strayed for other in ranks.values())
+    )
+    if skipped or strayed:
         message = f"left out a collective that the others wait in, for {_longest(ranks):.1f} s now"
     else:
         message = f"all ranks wait for each other, for {_longest(ranks):.1f} s"
-    return Hang(skipped, message)
+    return Hang(skipped or strayed, message)
 
 
 def _allowance(at: RankAt) -> float:

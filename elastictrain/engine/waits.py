@@ -17,11 +17,14 @@ import torch.distributed as dist
 _plain_wait: Any = dist.Work.wait
 
 
-def tell_waits(begin: Callable[[], None], end: Callable[[], None]) -> None:
-    """From now on call `begin` before and `end` after each wait of this process, however it ends."""
+def tell_waits(begin: Callable[[int], None], end: Callable[[], None]) -> None:
+    """From now on call `begin` before and `end` after each wait of this process, however it ends.
+
+    `begin` gets the kind of the collective, as torch numbers them (all-reduce, all-gather, ...).
+    """
 
     def wait(work: Any, *arguments: Any, **options: Any) -> Any:
-        begin()
+        begin(int(work._get_op_type()))
         try:
             return _plain_wait(work, *arguments, **options)
         finally:

@@ -1,7 +1,9 @@
 """Which layout to train with, and why (pure).
 
 All legal candidates are weighed: those that fit the device's memory are ranked by the seconds of a step, then by
-memory. Where nothing fits, `NothingFits` says by how much the leanest candidate misses. Cost: about 40 us a candidate.
+memory. Those seconds are predictions: of two that differ by less than their error neither is known to be the faster,
+so a config whose layout is as good as the best, as far as can be told, is left as it is. Where nothing fits,
+`NothingFits` says by how much the leanest candidate misses. Cost: about 40 us a candidate.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate, Choices, enumerate_layouts
 from elastictrain.plan.step_time import StepTime, model_flops, step_time
+
+TIME_ERROR = 0.15
+"""How far predicted seconds of a step were from measured ones at most; docs/plan.md says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,10 @@ class Option:
         """Share of the devices' peak, without what is recomputed or masked."""
         peak = self.candidate.world_size * cluster.device.flops[job.dtype]
         return model_flops(job.shape, job.global_batch) / self.time.step_s / peak
+
+    def as_fast_as(self, other: Option) -> bool:
+        """Whether it is no slower, as far as the predictions can tell."""
+        return self.time.step_s <= (1 + TIME_ERROR) * other.time.step_s
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
@@ -141,6 +150,13 @@ def world_sizes(
     return found
 
 
+def advise(ranking: Ranking, as_written: Option | None, cluster: Cluster) -> Option:
+    """What to train with: what the config has, if that fits and nothing is known to be faster; else the best."""
+    if as_written and fits(as_written.memory, cluster) and as_written.as_fast_as(ranking.best):
+        return as_written
+    return ranking.best
+
+
 def why(winner: Option, loser: Option) -> str:
     """What the winner saves over the loser, the largest difference first."""
     ours, theirs = asdict(winner.time), asdict(loser.time)
@@ -151,7 +167,8 @@ def why(winner: Option, loser: Option) -> str:
         return f"as fast, with {less / 1e9:.3g} GB less memory" if less > 0 else "as fast, with as much memory"
     slower = loser.time.step_s / winner.time.step_s - 1
     parts = " and ".join(f"{part.replace('_', ' ')} ({seconds:.3g} s)" for seconds, part in saved)
-    return f"{100 * slower:.2g} % slower: more {parts}"
+    error = ", within the error" if loser.as_fast_as(winner) else ""
+    return f"{100 * slower:.2g} % slower{error}: more {parts}"
 
 
 def _arithmetic(memory: Memory, candidate: Candidate | None, cluster: Cluster, world_size: int) -> str:

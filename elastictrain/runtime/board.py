@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 _DOING = struct.Struct("<qqqdq")
-_WAITING = struct.Struct("<q?7xdd")
+_WAITING = struct.Struct("<q??6xdd")
 _WAITING_AT = 64
 STACKS_AT = 4096
 BOARD_BYTES = STACKS_AT + (64 << 10)
@@ -35,6 +35,8 @@ class Progress:
     """Collectives waited for in this generation, the one under way among them."""
     waiting: bool = False
     """Whether it waits for its peers in a collective now."""
+    strayed: bool = False
+    """In this step it waited in a collective that is not of the kind that had this place in the step before."""
     blocked_s: float = 0.0
     """Seconds spent waiting for peers in this generation."""
     silent_s: float = 0.0
@@ -50,6 +52,8 @@ class Board:
         self._buffer = buffer
         self._generation, self._marks = -1, 0
         self._waits, self._blocked_s, self._waiting_since = 0, 0.0, 0.0
+        self._step, self._kinds, self._kinds_before = -1, list[int](), list[int]()
+        self._strayed = False
 
     def move(self, buffer: memoryview) -> None:
         """Write there from now on: to the next keeper's memory."""
@@ -60,20 +64,26 @@ class Board:
         if generation != self._generation:
             self._generation, self._marks = generation, 0
             self._waits, self._blocked_s = 0, 0.0
+            self._step, self._kinds = -1, []
+        if step != self._step:
+            self._step, self._kinds, self._kinds_before, self._strayed = step, [], self._kinds, False
         self._marks += 1
         _DOING.pack_into(self._buffer, 0, generation, step, PHASES.index(phase), time.time(), self._marks)
 
-    def begin_wait(self) -> None:
-        """This rank waits for its peers from now on."""
+    def begin_wait(self, kind: int) -> None:
+        """This rank waits for its peers in a collective of this kind from now on."""
+        place, known = len(self._kinds), self._kinds_before
+        self._kinds.append(kind)
+        self._strayed |= bool(known) and known[place : place + 1] != [kind]
         self._waits += 1
         self._waiting_since = time.time()
-        _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, True, self._waiting_since, self._blocked_s)
+        self._write_wait(True, self._waiting_since)
 
     def end_wait(self) -> None:
         """The collective is done, or broke."""
         now = time.time()
         self._blocked_s += now - self._waiting_since
-        _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, False, now, self._blocked_s)
+        self._write_wait(False, now)
 
     @property
     def blocked_s(self) -> float:
@@ -83,6 +93,9 @@ class Board:
     def read(self) -> Progress:
         """The last thing written."""
         generation, step, phase, at, marks = _DOING.unpack_from(self._buffer, 0)
-        waits, waiting, waited_at, blocked_s = _WAITING.unpack_from(self._buffer, _WAITING_AT)
+        waits, waiting, strayed, waited_at, blocked_s = _WAITING.unpack_from(self._buffer, _WAITING_AT)
         silent_s = max(0.0, time.time() - max(at, waited_at))
-        return Progress(generation, step, PHASES[phase], at, marks, waits, waiting, blocked_s, silent_s)
+        return Progress(generation, step, PHASES[phase], at, marks, waits, waiting, strayed, blocked_s, silent_s)
+
+    def _write_wait(self, waiting: bool, at: float) -> None:
+        _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, waiting, self._strayed, at, self._blocked_s)

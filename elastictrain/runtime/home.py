@@ -11,15 +11,16 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from elastictrain.config import TrainConfig, blocking_changes
 from elastictrain.errors import ConfigError, RunConflictError
 from elastictrain.status import Status
 from elastictrain.storage import Storage
+from elastictrain.tracking.journal import journal_files
 from elastictrain.tracking.redact import redact_all
 
 MIRROR_EVERY_S = 5.0
@@ -64,20 +65,26 @@ class RunHome:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run until the block or the process ends; raises RunConflictError when another process has it."""
-        with open(self.folder / "lock", "a+") as file:
-            try:
-                _lock(file)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise RunConflictError(
-                    f"run {self._config.run.name!r} is being trained now by process {holder} ({self.folder}). Wait "
-                    f"for it, stop it, or choose another run.name."
-                ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
+        path = self.folder / "lock"
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a+") as file:
+                try:
+                    _lock(file)
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise RunConflictError(
+                        f"run {self._config.run.name!r} is being trained now by process {holder} ({self.folder}). "
+                        f"Wait for it, stop it, or choose another run.name."
+                    ) from None
+                if not _is_at(file, path):
+                    continue  # who held it has removed it: see `forget`
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {os.uname().nodename}")
+                file.flush()
+                yield
+                return
 
     def check_config(self, begun: bool) -> None:
         """Remember the config; raises RunConflictError when it can't continue a run that has trained (`begun`)."""
@@ -108,6 +115,27 @@ class RunHome:
         except OSError:
             path.unlink(missing_ok=True)
 
+    def status(self) -> bytes | None:
+        """What status.json holds now; None before there is one."""
+        path = self.folder / _STATUS
+        return path.read_bytes() if path.exists() else None
+
+    def forget(self, journal: Path, status: bytes | None) -> None:
+        """Undo an attempt that never had a cluster. Of a new run nothing is left; `status` is what an older one said.
+
+        Only under the lock, and with nothing mirrored yet.
+        """
+        journal.unlink()
+        if journal_files(self.folder):
+            if status is not None:
+                (self.folder / _STATUS).write_bytes(status)
+            return
+        for name in (_STATUS, _CONFIG, "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # what else is there is not ours
+            journal.parent.rmdir()
+            self.folder.rmdir()
+
     def mirror(self, journal: Any, force: bool = False) -> str:
         """Copy journal and live state to a remote storage when it is time; returns the problem, if there is one."""
         if not self._remote or (not force and time.monotonic() < self._mirrored + MIRROR_EVERY_S):
@@ -136,7 +164,14 @@ def _told(config: TrainConfig) -> TrainConfig:
     return TrainConfig.from_dict(redact_all(config.to_dict()))
 
 
-def _lock(file: Any) -> None:
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str]) -> None:
     """Lock exclusively; commands that only look hold it shared for microseconds, so one refusal proves nothing."""
     for attempt in range(10):
         try:

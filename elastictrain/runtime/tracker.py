@@ -19,7 +19,13 @@ from elastictrain.runtime.home import RunHome
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
 from elastictrain.tracking.sqlite_store import default_uri
+from elastictrain.tracking.wording import seconds_text
 
+UNDELIVERED = (
+    "{} (since {}). Training goes on; what is missing waits in the journal until the store answers, or the run is "
+    "submitted again. tracking.uri can name another store."
+)
+DELIVERED = "MLflow answers again after {}, and has taken all that was missing"
 EVERY_S = 5.0
 _ROUND_S = 10.0
 
@@ -43,14 +49,13 @@ class Tracker:
             self._last = self._deliverer.deliver(timeout_s)
             return self._last
 
-    def problem(self) -> str:
-        """Why the store could not take the last delivery; empty when all is well."""
-        return self._last.problem
+    def last(self) -> Delivery:
+        """How the last delivery went."""
+        return self._last
 
-    def flush(self, timeout_s: float) -> tuple[bool, str, str]:
-        """Deliver what is left: (all delivered, problem, MLflow run id)."""
-        delivery = self._deliver(timeout_s)
-        return delivery.done, delivery.problem, self._deliverer.run_id
+    def flush(self, timeout_s: float) -> tuple[Delivery, str]:
+        """Deliver what is left: how that went, and the MLflow run id."""
+        return self._deliver(timeout_s), self._deliverer.run_id
 
     def recorded(self) -> dict[int, str] | None:
         """SHA-256 of each checkpoint in the record, by step; None when the record can't be read."""
@@ -64,29 +69,44 @@ class Tracker:
 
 
 class TrackingWatch:
-    """Tells once when MLflow can't be reached; `look` is called often, and waits for nothing."""
+    """Tells once when MLflow takes nothing any more, and once when it has taken all of it after all.
+
+    `look` is called often, and waits for nothing.
+    """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self.tracker: Any = None
         self._emit = emit
         self._asked_at = 0.0
         self._answer: Any = None
-        self._told = False
+        self._since: float | None = None
+        """When MLflow stopped taking anything; None while it does."""
 
     def look(self) -> None:
         """Ask the tracker how its last delivery went, or hear what it says."""
-        if self.tracker is None or self._told:
+        if self.tracker is None:
             return
         if self._answer is None:
             if time.monotonic() > self._asked_at + 2.0:
-                self._asked_at, self._answer = time.monotonic(), self.tracker.problem.remote()
+                self._asked_at, self._answer = time.monotonic(), self.tracker.last.remote()
         elif ray.wait([self._answer], timeout=0)[0]:
             answer, self._answer = self._answer, None
             with suppress(RayError):
-                if problem := ray.get(answer):
-                    self._told = True
-                    words = f"MLflow takes nothing for now ({problem}): training goes on, and the journal keeps it"
-                    self._emit(Warned(time.time(), "tracking", words))
+                self.hear(ray.get(answer))
+
+    def hear(self, last: Delivery, over: bool = False) -> bool:
+        """Whether this is news, which is told. `over`: no more deliveries follow, so that a slow one counts too."""
+        now = time.time()
+        if last.done and self._since is not None:
+            gap, self._since = now - self._since, None
+            self._emit(Warned(now, "tracking", DELIVERED.format(seconds_text(gap))))
+            return True
+        if self._since is None and (last.problem or (over and not last.done)):
+            self._since = now
+            clock = time.strftime("%H:%M:%S", time.localtime(now))
+            self._emit(Warned(now, "tracking", UNDELIVERED.format(last.problem or "MLflow is slow", clock)))
+            return True
+        return False
 
 
 def tracking_uri(config: TrainConfig, home: RunHome) -> str:

@@ -67,4 +67,4 @@ class Watchdog:
 
 
 def _rank_at(at: Progress) -> RankAt:
-    return RankAt(at.phase, at.marks, at.waits, at.waiting, at.silent_s, at.stopped)
+    return RankAt(at.phase, at.marks, at.waits, at.waiting, at.silent_s, at.stopped, at.strayed)

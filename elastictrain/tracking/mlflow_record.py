@@ -230,7 +230,10 @@ class MlflowRecord:
             ImportError,
             OSError,
         ) as error:
-            raise TrackingUnavailableError(f"MLflow at {redact(self._uri)}: {_one_line(error)}") from error
+            chain = list(_chain(error))
+            plain = chain[-1] if any(isinstance(e, requests.RequestException) for e in chain) else error
+            where = f"MLflow at {redact(self._uri)} takes nothing"
+            raise TrackingUnavailableError(f"{where}: {_one_line(plain)}") from error
 
 
 def _checkpoint(model: Any) -> CheckpointRecord:
@@ -247,8 +250,16 @@ def _checkpoint(model: Any) -> CheckpointRecord:
     )
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(redact(str(error)).split()) or type(error).__name__
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it. The last one of a failed request says plainly why: 'Connection refused'."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _one_line(error: BaseException) -> str:
+    told = (isinstance(error, OSError) and error.strerror) or str(error)
+    text = " ".join(redact(told).split()) or type(error).__name__
     return text if len(text) <= 400 else text[:399] + "…"
 
 

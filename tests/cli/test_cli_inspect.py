@@ -193,6 +193,7 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
         report=kept.folder / "report.html",
         checkpoint=f"{kept.folder}/checkpoints/step-00000004",
         mlflow_uri="sqlite:///runs/mlflow.db",
+        recorded=True,
         report_data=build_report(read_journal(kept.folder)),
     )
     lines = summary(result).splitlines()  # type: ignore[arg-type]  # as much of a Result as it reads
@@ -205,6 +206,23 @@ def test_the_summary_ends_with_where_things_are(kept: KeptRun) -> None:
     ]
     result.mlflow_uri = "https://me:secret@tracking.example:5000"
     assert summary(result).splitlines()[-1].split() == ["MLflow", "https://***@tracking.example:5000"]  # type: ignore[arg-type]  # as much of a Result as it reads
+
+
+def test_the_summary_does_not_say_that_mlflow_has_what_it_lacks(kept: KeptRun) -> None:
+    kept.completed()
+    report = build_report(read_journal(kept.folder))
+    warning = {"topic": "tracking", "message": "MLflow at http://127.0.0.1:1 takes nothing", "at_s": 1.0}
+    result = SimpleNamespace(
+        report=kept.folder / "report.html",
+        checkpoint=None,
+        mlflow_uri="http://127.0.0.1:1",
+        recorded=False,
+        report_data=report | {"warnings": [warning]},
+    )
+    told = summary(result)  # type: ignore[arg-type]
+    missing = "not everything is there: http://127.0.0.1:1; the same command delivers the rest"
+    assert told.splitlines()[-1].split(maxsplit=1) == ["MLflow", missing]
+    assert told.count("127.0.0.1:1") == 1
 
 
 # checkpoints

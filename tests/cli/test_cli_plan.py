@@ -40,6 +40,23 @@ def test_this_machine_is_measured_and_the_best_can_be_typed_in() -> None:
     assert sum(told["parameters"].values()) == 2 * told["parameters"]["all"] == 2 * 912_160
 
 
+def test_a_layout_that_may_be_as_fast_is_kept() -> None:
+    arguments = ("--cluster", str(H100), "--workers", "2", "train.dtype=bf16", "elastic.max_workers=2")
+    found = json.loads(planned("--json", *arguments))
+    best, written = found["best"]["time"]["step_s"], found["as_written"]["time"]["step_s"]
+    assert best < written < best * (1 + found["time_error"])
+    assert found["advised"]["keep"]
+    assert found["advised"]["layout"] == found["as_written"]["layout"]
+    told = planned(*arguments)
+    assert "keep     dp2 zero1 8x2, as the config has it: nothing is known to be faster (dp2 zero3 16x1: by " in told
+    assert "slower, within the error: more" in told
+    assert "best     " not in told
+
+    slower = json.loads(planned("--json", *arguments, "train.activation_checkpointing=true"))
+    assert not slower["advised"]["keep"]
+    assert slower["advised"]["layout"] == slower["best"]["layout"]
+
+
 def test_a_cluster_file_in_words() -> None:
     told = planned("--cluster", str(H100), *LARGE)
     assert "128 x H100 SXM 80 GB" in told

@@ -23,7 +23,8 @@ def assert_nothing_failed(report: Report) -> None:
     assert report["failures"] == []
     assert report["lost_steps"] == 0
     assert report["goodput"]["lost"] == report["goodput"]["recovery"] == 0
-    assert {w["topic"] for w in report["warnings"]} <= {"preemption", "room"}
+    # one node may be left; and nodes may be slow to come up on a busy machine
+    assert {w["topic"] for w in report["warnings"]} <= {"preemption", "room", "copies", "waiting"}
 
 
 def test_workers_get_sigterm(product: Product, undisturbed: Report) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Blame, Budgets
 from elastictrain.control.machine import advance, begin
-from elastictrain.control.placement import assign_ranks, wanted_workers
+from elastictrain.control.placement import assign_ranks, crowded, wanted_workers
 from elastictrain.control.restore import ShardAt, newest_complete, ring
 from elastictrain.control.state import Policy, State
 from elastictrain.events import Cause
@@ -277,6 +277,41 @@ def test_a_killed_worker_is_replaced_by_the_standby_and_a_new_standby_follows() 
     assert len(world.starting) == 1
 
 
+def test_a_standby_that_shares_a_slot_gives_its_rank_to_a_worker_with_one() -> None:
+    """Two nodes with a slot each: the standby on one takes over at once from the other, and the rank returns there."""
+    world = running(a=1, b=1)
+    [standby] = world.state.standbys
+    [victim] = [name for name in world.group if world.alive[name] != world.alive[standby]]
+    home = world.alive[victim]
+    world.kill(victim)
+    world.settle()
+    assert standby in world.group, "at once"
+    generation, step = world.group_generation, world.step
+    for _ in range(12):
+        world.settle()
+        world.warm()
+        world.train()
+    assert (world.group_generation, len(world.group)) == (generation + 1, 2)
+    assert {world.alive[name] for name in world.group} == {home, world.alive[standby]}
+    assert world.state.cause == "ranks move to slots of their own"
+    assert world.step > step
+    assert world.state.account.failures == 0
+    assert len(world.state.standbys) == 1
+
+
+def test_that_no_other_node_has_a_copy_is_said_once() -> None:
+    alone = running(a=4)
+    [told] = [words for words in alone.warnings if "every copy of the state" in words]
+    assert "on node a" in told
+    alone.kill(alone.group[1])
+    for _ in range(3):
+        alone.settle()
+        alone.train()
+    assert sum("every copy of the state" in words for words in alone.warnings) == 1
+    for quiet in (running(), running(world_sizes=(1,), standby=0, a=1)):
+        assert not [words for words in quiet.warnings if "copy" in words]
+
+
 def test_a_survivor_keeps_its_rank() -> None:
     world = running()
     survivor = world.group[1]
@@ -422,16 +457,31 @@ def test_placement_spreads_within_slots(nodes: dict[str, int], target: int, loos
     assert all(reserved[node] >= max(reserved.values(), default=0) - 1 for node in room)
 
 
-@given(st.integers(1, 8), st.lists(st.sampled_from("abc"), min_size=8, max_size=12), st.permutations(range(12)))
-def test_ranks_are_stable(size: int, nodes: list[str], order: list[int]) -> None:
+@given(
+    st.integers(1, 8),
+    st.lists(st.sampled_from("abc"), min_size=8, max_size=12),
+    st.permutations(range(12)),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 8)),
+)
+def test_ranks_are_stable_and_share_no_slot_while_another_is_free(
+    size: int, nodes: list[str], order: list[int], slots: dict[str, int]
+) -> None:
     ready = {f"worker-{i}": node for i, node in enumerate(nodes)}
     previous = [f"worker-{i}" for i in order[:6]]
-    ranks = assign_ranks(size, ready, previous)
+    ranks = assign_ranks(size, ready, previous, slots)
     assert len(ranks) == len(set(ranks)) == size
     assert set(ranks) <= set(ready)
+    there = Counter(nodes)
+    most = min(size, sum(min(there[node], slots.get(node, 0)) for node in there))
+    assert size - crowded([ready[name] for name in ranks], slots) == most, "as many as can have a slot have one"
+    survivors = Counter(ready[name] for name in previous if name in ready)
+    roomy = all(count <= slots.get(node, 0) for node, count in survivors.items())
     for rank, name in enumerate(previous[:size]):
-        if name in ready:
+        if name in ready and roomy:
             assert ranks[rank] == name
+        elif name in ranks:
+            assert ranks[rank] == name, "who stays keeps its rank"
+    assert assign_ranks(size, ready, ranks, slots) == ranks, "nothing moves for nothing"
 
 
 shards = st.builds(

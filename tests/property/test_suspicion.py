@@ -102,6 +102,26 @@ def test_whoever_left_out_a_collective_is_blamed() -> None:
     assert "all ranks wait for each other" in hang.message
 
 
+@given(st.integers(2, 8), st.data())
+def test_whoever_left_out_a_collective_within_a_phase_is_blamed(size: int, data: st.DataObject) -> None:
+    guilty = data.draw(st.integers(0, size - 1))
+    world = dict.fromkeys(range(size), replace(WAITING, silent_s=4.0))
+    world[guilty] = replace(WAITING, silent_s=4.0, strayed=True)
+    hang = find_hang(world, PATIENCE_S)
+    assert hang is not None
+    assert hang.ranks == (guilty,)
+    assert "left out a collective" in hang.message
+
+
+def test_nobody_is_blamed_for_a_step_that_goes_otherwise_for_all() -> None:
+    strayed = replace(WAITING, silent_s=4.0, strayed=True)
+    elsewhere = replace(strayed, waits=WAITING.waits + 1)  # not at the same place: nothing to compare
+    for world in (dict.fromkeys(range(3), strayed), {0: replace(strayed, strayed=False), 1: elsewhere}):
+        hang = find_hang(world, PATIENCE_S)
+        assert hang is not None
+        assert hang.ranks == ()
+
+
 @given(st.lists(st.floats(0.001, 100), max_size=50), st.integers(0, 10))
 def test_patience_follows_the_run(steps_s: list[float], done: int) -> None:
     found = patience_s(steps_s, done, 3.0, 300.0)

@@ -32,11 +32,11 @@ def test_what_is_written_is_read(phase: str) -> None:
 def test_waits_for_peers_are_counted() -> None:
     board = Board(memoryview(bytearray(BOARD_BYTES)))
     board.write(2, 40, "backward")
-    board.begin_wait()
+    board.begin_wait(1)
     assert (board.read().marks, board.read().waits, board.read().waiting) == (1, 1, True)
     time.sleep(0.02)
     board.end_wait()
-    board.begin_wait()
+    board.begin_wait(1)
     board.end_wait()
     progress = board.read()
     assert (progress.waits, progress.waiting) == (2, False)
@@ -44,6 +44,31 @@ def test_waits_for_peers_are_counted() -> None:
     assert 0 <= progress.silent_s < 10
     board.write(3, 41, "data")
     assert (board.read().marks, board.blocked_s) == (1, 0.0)
+
+
+ALL_REDUCE, ALL_GATHER = 1, 4
+
+
+def test_a_step_that_goes_otherwise_than_the_one_before_shows() -> None:
+    board = Board(memoryview(bytearray(BOARD_BYTES)))
+
+    def step(number: int, *kinds: int) -> list[bool]:
+        strayed = []
+        for phase, kind in zip(("backward", "update", "update", "update"), kinds):
+            board.write(2, number, phase)
+            board.begin_wait(kind)
+            strayed.append(board.read().strayed)
+            board.end_wait()
+        return strayed
+
+    usual = (ALL_REDUCE, ALL_REDUCE, ALL_GATHER)
+    assert step(40, *usual) == [False, False, False], "nothing is known of a first step"
+    assert step(41, *usual) == [False, False, False]
+    assert step(42, ALL_REDUCE, ALL_GATHER, ALL_GATHER) == [False, True, True], "it left one out, and stays marked"
+    assert step(43, ALL_REDUCE, ALL_GATHER) == [False, False]
+    assert step(44, ALL_REDUCE, ALL_GATHER, ALL_GATHER) == [False, False, True], "one more than before"
+    board.write(3, 45, "forming")
+    assert step(45, ALL_GATHER) == [False], "another generation, another group"
 
 
 def test_a_killed_writer_leaves_its_last_word() -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_control_machine import KILLED, World, budgets, policies, running
+from world import KILLED, World, budgets, policies, running
 
 from elastictrain.config import ElasticSection, TrainConfig
 from elastictrain.control import vocabulary as v

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_control_machine import KILLED, World, running
+from world import KILLED, World, running
 
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Budgets

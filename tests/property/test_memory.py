@@ -8,7 +8,7 @@ from math import isclose
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_control_machine import World, moves, play, policies
+from world import World, moves, play, policies
 
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Budgets

@@ -65,7 +65,7 @@ def _ours(bench: Bench, name: str, settings: list[str], wanted: int, spare_core:
     command += [f"run.name={name}", f"run.storage={storage}"]
     with (
         processes_of(folder),
-        local_nodes(folder, WORLD_SIZE) as nodes,
+        local_nodes(WORLD_SIZE) as nodes,
         running(command, folder / "elastictrain.log", nodes.address) as train,
     ):
         status = elastictrain_run.wait_until_ready(train, name, storage, bench.checkpoint_every)

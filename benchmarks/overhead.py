@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     train = [str(COMMAND), "train", str(JOB), *settings, f"run.name={NAME}", f"run.storage={storage}"]
     try:
         _prepare(train, folder / "prepare.log")
-        with two_nodes(folder) as address, running(train, folder / "elastictrain.log", address) as ours:
+        with two_nodes() as address, running(train, folder / "elastictrain.log", address) as ours:
             wait_until_ready(ours, NAME, storage, arguments.steps)
             job = bare_loop.Setup(
                 TrainConfig.load(JOB, settings).to_dict(), str(data_folder(NAME, storage)), WORLD_SIZE, str(lines)

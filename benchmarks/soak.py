@@ -225,7 +225,7 @@ def soak(num_faults: int, seed: int) -> tuple[dict[str, Any], tuple[Any, Any]]:
     train = [str(COMMAND), "train", str(config), f"run.storage={storage}"]
     begun = time.monotonic()
     try:
-        with local_nodes(folder, 3) as nodes:
+        with local_nodes(3) as nodes:
             address = nodes.address
             disturbed = [*train, "run.name=soak", f"faults={json.dumps(plan)}"]
             with running(disturbed, folder / "soak.log", address) as job:

@@ -35,7 +35,7 @@ def strike(trial: Trial, job: Path, overrides: list[str], folder: Path, storage:
     ]
     command = [str(COMMAND), "train", str(job), *settings]
     with (
-        local_nodes(folder, trial.num_nodes) as nodes,
+        local_nodes(trial.num_nodes) as nodes,
         running(command, folder / "elastictrain.log", nodes.address) as train,
     ):
         status = wait_until_ready(train, trial.name, storage, 2 * trial.checkpoint_every)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ _TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
-def two_nodes(folder: Path) -> Iterator[str]:
-    """Gives the cluster's address; `folder` takes Ray's files, and the environment the token for child processes."""
-    with local_nodes(folder, 2) as nodes:
+def two_nodes() -> Iterator[str]:
+    """Gives the cluster's address; the environment has the token for child processes."""
+    with local_nodes(2) as nodes:
         yield str(nodes.cluster.address)
 
 
@@ -77,32 +78,34 @@ class Nodes:
 
 
 @contextmanager
-def local_nodes(folder: Path, count: int) -> Iterator[Nodes]:
-    """So many nodes, the head among them."""
-    os.environ |= {
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _TOKEN,
-        "OMP_NUM_THREADS": "1",
-    }
-    os.environ.pop("RAY_ADDRESS", None)
-    # after the environment is set: Ray reads some of it when it is imported
-    from ray.cluster_utils import Cluster
+def local_nodes(count: int) -> Iterator[Nodes]:
+    """So many nodes, the head among them. Ray's files are in a folder of their own: its sockets' paths have a limit."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {
+            "RAY_TMPDIR": folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": _TOKEN,
+            "OMP_NUM_THREADS": "1",
+        }
+        os.environ.pop("RAY_ADDRESS", None)
+        # after the environment is set: Ray reads some of it when it is imported
+        from ray.cluster_utils import Cluster
 
-    (folder / "ray").mkdir(parents=True)
-    # without a dashboard Ray claims its port all the same
-    head = {"temp_dir": str(folder / "ray"), "include_dashboard": False, "dashboard_port": _free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
-    try:
-        nodes = Nodes(cluster)
-        for _ in range(count - 1):
-            nodes.add()
-        # each node has set a handler of Ray's, which drains it for half a minute
-        end_on_sigterm()
-        yield nodes
-    finally:
-        cluster.shutdown()
+        temp_dir = Path(folder, "ray")
+        temp_dir.mkdir()
+        # without a dashboard Ray claims its port all the same
+        head = {"temp_dir": str(temp_dir), "include_dashboard": False, "dashboard_port": _free_port()}
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
+        try:
+            nodes = Nodes(cluster)
+            for _ in range(count - 1):
+                nodes.add()
+            # each node has set a handler of Ray's, which drains it for half a minute
+            end_on_sigterm()
+            yield nodes
+        finally:
+            cluster.shutdown()
 
 
 def _free_port() -> int:

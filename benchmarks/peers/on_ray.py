@@ -26,7 +26,7 @@ class RayTrain:
     @contextmanager
     def begin(self, setup: Setup, folder: Path, num_nodes: int) -> Iterator[RayJob]:
         """See `strike_peer.Peer`."""
-        with local_nodes(folder, num_nodes) as nodes:
+        with local_nodes(num_nodes) as nodes:
             command = [sys.executable, str(SCRIPT), described(setup, folder)]
             with running(command, folder / "ray_train.log", nodes.address) as job:
                 yield RayJob(job, nodes)

@@ -14,7 +14,8 @@ import torch
 from ranks import Rank, run_team
 from training import FolderSource, ignore, micro_batch, save_shard, train_config, workload
 
-from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.engine.build import build_engine
+from elastictrain.engine.zero import ZeroEngine
 from elastictrain.runtime.spoiled import SpoiledWorkload
 
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]

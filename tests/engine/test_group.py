@@ -16,9 +16,9 @@ import torch.distributed as dist
 from ranks import PATIENCE_S, Rank, Team, run_team, team
 from training import NUM_MICRO_BATCHES, train, train_config, workload
 
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.sockets import listeners
-from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
 VICTIM = 1

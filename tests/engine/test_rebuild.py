@@ -12,9 +12,9 @@ from ranks import Rank, num_files, run_team
 from torch import nn
 from training import micro_batch, train, train_config, workload
 
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.release import tidy
 from elastictrain.engine.warm import warm
-from elastictrain.engine.zero import build_engine
 
 ROUNDS = 14
 

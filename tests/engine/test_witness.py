@@ -16,7 +16,8 @@ from training import NUM_MICRO_BATCHES, FolderSource, micro_batch, save_shard, t
 from elastictrain.checkpoint.checksum import checksum
 from elastictrain.config import FaultTarget
 from elastictrain.control.verdict import Verdict
-from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.engine.build import build_engine
+from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]

@@ -4,7 +4,7 @@
                for (pp - 1) / (pp - 1 + accumulation) of the step
     a stage    a `plan.part.Part` of the model, whose parameters have their names in the whole: so its state is
                fragments of the same logical tensors as under any other layout
-    tied       the first stage and the last hold a copy each of a tied weight, and sum its gradients; the first exports
+    tied       a weight that the first stage and the last use lies in the first; the last borrows it (`tied`)
 
 DeepSpeed runs the schedule and sends the activations; what a micro-batch's pass begins with, where the step ends and
 whether the update is made is decided here, as in `zero`. Only ranks of the last stage have losses: all others hear of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.tied import TiedWeights
 from elastictrain.engine.zero import ZeroEngine, veto
-from elastictrain.plan.layout import Place
 from elastictrain.plan.part import part_of
 from elastictrain.workloads.base import Batch, SplitWorkload
 
@@ -57,30 +58,16 @@ class PipelineEngine(ZeroEngine):
                 partition_method="uniform",
             )
         self._grid = module.mpu()
-        tied = self._tie(dict(stage.named_parameters()))
-        # DeepSpeed finds tied weights by its own kinds of layer; these lie within one.
-        module.get_tied_weights_and_groups = lambda: tied
         group.know_connections()
+        self._tied = self._tie(dict(stage.named_parameters()))
         return cast(nn.Module, module)
 
-    def _tie(self, parameters: Mapping[str, nn.Parameter]) -> list[tuple[nn.Parameter, Any]]:
-        """Groups for the sums of tied gradients; every rank makes all of them."""
-        from deepspeed import comm
-
-        layout, mine = self._layout, None
-        if not self._workload.tied:
-            return []
-        for dp in range(layout.dp):
-            for tp in range(layout.tp):
-                ends = [layout.rank(Place(pp, dp, tp)) for pp in (0, layout.pp - 1)]
-                group = comm.new_group(ranks=ends)
-                if layout.rank(self._place) in ends:
-                    mine = group
-        if mine is None:
-            return []
-        for name in self._copies():
-            parameters[name].ds_pipe_replicated = True  # type: ignore[attr-defined]  # counts once in the norm
-        return [(parameters[name], mine) for name in self._workload.tied]
+    def _tie(self, parameters: Mapping[str, nn.Parameter]) -> TiedWeights | None:
+        if not self._workload.tied or not (self._is_first or self._is_last):
+            return None
+        weights = [parameters[name] for name in self._workload.tied]
+        other = replace(self._place, pp=self._layout.pp - 1 if self._is_first else 0)
+        return TiedWeights(weights, self._layout.rank(other), owned=self._is_first)
 
     def _logical(self, name: str) -> str:
         return name.removeprefix(f"{self._place.pp}.")
@@ -88,8 +75,12 @@ class PipelineEngine(ZeroEngine):
     def _whole_shapes(self, parameters: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:
         return self._workload.parameter_shapes
 
-    def _copies(self) -> frozenset[str]:
+    def _borrowed(self) -> frozenset[str]:
         return frozenset(self._workload.tied if self._is_last else ())
+
+    @property
+    def _is_first(self) -> bool:
+        return self._place.pp == 0
 
     @property
     def _is_last(self) -> bool:
@@ -104,9 +95,21 @@ class PipelineEngine(ZeroEngine):
             schedule.LoadMicroBatch: self._load,
             schedule.ForwardPass: self._forward,
             schedule.BackwardPass: self._backward,
+            schedule.ReduceTiedGrads: self._reduce_tied,
             schedule.OptimizerStep: _later,
         }
         return engine
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        if self._tied is not None:
+            self._tied.lend()
+
+    def close(self) -> None:
+        """See `base.Engine.close`."""
+        if self._tied is not None:
+            self._tied.release()
+        super().close()
 
     # -------------------------------------------------------------------------------------------------------- one step
 
@@ -127,7 +130,7 @@ class PipelineEngine(ZeroEngine):
 
     def _load(self, engine: Any, buffer_id: int) -> None:
         batch = next(self._batches)
-        if self._place.pp == 0:
+        if self._is_first:
             engine.pipe_buffers["inputs"][buffer_id] = self._workload.part_input(batch)
         if self._is_last:
             engine.pipe_buffers["labels"][buffer_id] = batch
@@ -146,6 +149,10 @@ class PipelineEngine(ZeroEngine):
         self._on_phase("backward")
         engine._exec_backward_pass(buffer_id)
 
+    def _reduce_tied(self, engine: Any) -> None:
+        if self._tied is not None:
+            self._tied.give_gradients()
+
     def _gathered(self, losses: Tensor) -> Tensor:
         """Collective of the last stage: the losses of all of its ranks."""
         gathered = losses.new_empty(self._layout.dp * len(losses))
@@ -161,8 +168,7 @@ class PipelineEngine(ZeroEngine):
 
     def _clip_gradients(self, most: float) -> float:
         parameters = [p for p in self._module.parameters() if p.grad is not None]
-        counted = [p.grad for p in parameters if not getattr(p, "ds_pipe_replicated", False)]
-        squares = nn.utils.get_total_norm(cast(list[Tensor], counted)).square()
+        squares = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).square()
         dist.all_reduce(squares, group=self._grid.get_model_parallel_group())
         norm = squares.sqrt()
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
@@ -170,6 +176,8 @@ class PipelineEngine(ZeroEngine):
 
     def _take_step(self) -> None:
         self._engine._exec_optimizer_step()
+        if self._tied is not None:
+            self._tied.lend()
 
 
 def _elsewhere(x: Tensor) -> Tensor:

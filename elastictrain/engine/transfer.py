@@ -26,7 +26,7 @@ class ShardExporter:
         self.index = ShardIndex(
             tuple(Fragment(f"{part}/{p.parameter}", p.start, p.numel) for part in PARTS for p in pieces)
         )
-        self.runs = runs_of(pieces, moments)
+        self.runs = _runs_of(pieces, moments)
         """The shard where it lies, in the order of its export, by what each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
         if any(run.is_cuda for run in self.runs.values()):
@@ -76,7 +76,7 @@ def import_pieces(pieces: Sequence[Piece], moments: Moments, source: StateSource
             view.copy_(host)
 
 
-def runs_of(pieces: Sequence[Piece], moments: Moments) -> dict[str, Tensor]:
+def _runs_of(pieces: Sequence[Piece], moments: Moments) -> dict[str, Tensor]:
     """Masters and moments of these pieces where they lie, joined where they are neighbours; by what each run holds."""
     return {
         f"{part}/{run.parameter}[{run.start}:] and what follows it": run.view(part, moments)

@@ -30,7 +30,7 @@ from elastictrain.engine.device import Device
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
-from elastictrain.engine.transfer import ShardExporter, import_pieces, runs_of
+from elastictrain.engine.transfer import ShardExporter, import_pieces
 from elastictrain.engine.witness import Replicas, Witness
 from elastictrain.engine.zero_config import adamw, clips_itself, deepspeed_config
 from elastictrain.engine.zero_state import Piece, find_pieces, share, start_moments
@@ -56,6 +56,7 @@ class ZeroEngine:
 
         self._module = self._build_module(config, group)
         parameters = {self._logical(name): p for name, p in self._module.named_parameters() if p.requires_grad}
+        borrowed = {name: parameters.pop(name) for name in self._borrowed()}
         shapes = self._whole_shapes(parameters)
         self._tensors = tuple(
             LogicalTensor(f"{part}/{name}", shape) for part in PARTS for name, shape in shapes.items()
@@ -67,13 +68,11 @@ class ZeroEngine:
         self._optimizer_step = 0
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
 
-        pieces = self._found.pieces
+        exported = self._found.pieces
         if self._found.replicated:
-            pieces = share(pieces, self._place.dp, layout.dp)
-        copies = self._copies()
-        exported = [piece for piece in pieces if piece.parameter not in copies]
+            exported = share(exported, self._place.dp, layout.dp)
         self._exporter = ShardExporter(exported, self._adamw.state)
-        self._witness = self._new_witness(group, pieces, [piece for piece in pieces if piece.parameter in copies])
+        self._witness = self._new_witness(group, exported, borrowed)
 
     # ------------------------------------------------------------------------------------ what a stage does otherwise
 
@@ -89,8 +88,8 @@ class ZeroEngine:
         """Of every trainable parameter of the whole model."""
         return {name: tuple(p.shape) for name, p in parameters.items()}
 
-    def _copies(self) -> frozenset[str]:
-        """Parameters of this rank that another part of the model exports."""
+    def _borrowed(self) -> frozenset[str]:
+        """Parameters that are another rank's to update and export."""
         return frozenset()
 
     def _initialize(self, config: Mapping[str, Any]) -> Any:
@@ -142,6 +141,10 @@ class ZeroEngine:
     def _take_step(self) -> None:
         self._engine.step()
 
+    def _refresh(self) -> None:
+        """Collective: the weights that forward uses follow from the masters again."""
+        self._found.refresh()
+
     # ------------------------------------------------------------------------------------------------- the contract
 
     def train_step(
@@ -192,7 +195,7 @@ class ZeroEngine:
         import_pieces(self._found.pieces, self._adamw.state, source)
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
         with peer_loss_named(), torch.no_grad():
-            self._found.refresh()
+            self._refresh()
         self._exporter.mark_updated()
 
     @property
@@ -227,14 +230,14 @@ class ZeroEngine:
                 return math.inf
         return norm
 
-    def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], unexported: Sequence[Piece]) -> Witness:
+    def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], borrowed: Mapping[str, Tensor]) -> Witness:
         layout, place = self._layout, self._place
         same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
         return Witness(
             rank=group.rank,
             pieces=pieces,
             shard=self._exporter.runs,
-            unexported=runs_of(unexported, self._adamw.state),
+            unexported={f"the borrowed {name}": weight for name, weight in borrowed.items()},
             replicated=self._found.whole if layout.dp > 1 else {},
             own_weights=self._found.own_weights,
             replicas=Replicas(place.pp * layout.tp + place.tp, layout.replica_size, same),

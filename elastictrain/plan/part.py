@@ -36,7 +36,8 @@ def part_of(shape: ModelShape, layout: Layout, rank: int) -> Part:
 def deal_blocks(shape: ModelShape, num_stages: int) -> tuple[int, ...]:
     """Blocks of each stage, so that the slowest stage is as fast as can be; of equals the most even, early ones first.
 
-    A block costs its floating point operations, and so does the head.
+    A block costs its floating point operations, and so does the head. No stage is without a block: DeepSpeed's ZeRO
+    takes norms by kind of parameter, all stages together, so each must have some of every kind.
     """
     if num_stages == 1:
         return (shape.num_layers,)
@@ -47,6 +48,6 @@ def deal_blocks(shape: ModelShape, num_stages: int) -> tuple[int, ...]:
         of_others = -(-(shape.num_layers - of_last) // others)
         return max(of_others, of_last + head), of_others
 
-    of_last = min(range(shape.num_layers - others + 1), key=lambda n: (*cost(n), -n))
+    of_last = min(range(1, shape.num_layers - others + 1), key=lambda n: (*cost(n), -n))
     each, more = divmod(shape.num_layers - of_last, others)
     return (*(each + (stage < more) for stage in range(others)), of_last)

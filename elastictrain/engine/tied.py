@@ -25,7 +25,10 @@ class TiedWeights:
         self._weights, self._other, self._owned = weights, other_rank, owned
         self._sums = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         pairs = [] if owned else zip(weights, self._sums, strict=True)
-        self._hooks = [weight.register_post_accumulate_grad_hook(_summing_into(total)) for weight, total in pairs]
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(_summing_into(total))  # type: ignore[no-untyped-call]  # torch's
+            for weight, total in pairs
+        ]
 
     def give_gradients(self) -> None:
         """Add the borrower's gradients of this step to the owner's."""

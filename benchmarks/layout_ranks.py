@@ -19,8 +19,9 @@ import torch
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase, StepResult
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
-from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.engine.zero import ZeroEngine
 from elastictrain.plan.layout import Layout
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.language_model import LanguageModel

@@ -31,13 +31,16 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.micro_batch,
         layout.accumulation,
         layout.zero_stage,
+        pp=layout.pp,
         activation_checkpointing=config.train.activation_checkpointing,
     )
 
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
+    split = ["parallel.layout=manual", f"parallel.pp={candidate.pp}"] if candidate.pp > 1 else []
     return [
+        *split,
         f"train.micro_batch={candidate.micro_batch}",
         f"parallel.zero_stage={candidate.zero_stage}",
         f"train.activation_checkpointing={str(candidate.activation_checkpointing).lower()}",

@@ -40,6 +40,11 @@ def written(tmp_path: Path, text: str) -> Path:
         ("train.dtype=fp8", ["train.dtype", "'fp8'", "'bf16'"]),
         ("train=5", ["train", "5"]),
         ("parallel.zero_stage=4", ["parallel.zero_stage", "4"]),
+        ("parallel.layout=best", ["parallel.layout", "'best'", "'manual'"]),
+        ("parallel.pp=2", ["parallel.pp 2", "parallel.layout manual"]),
+        ("parallel={layout: manual, pp: 2, zero_stage: 2}", ["parallel.zero_stage 2", "parallel.pp 2", "0 or 1"]),
+        ("parallel={layout: manual, pp: 8}", ["parallel.pp 8", "model.num_layers 4", "at most 4"]),
+        ("parallel={layout: manual, pp: 4}", ["2 workers", "parallel.pp 4", "elastic.max_workers to 4"]),
         ("run.name=my run", ["run.name", "'my run'"]),
         ("run.name=../escape", ["run.name", "'../escape'"]),
         ("model.num_heads=3", ["model.hidden_size 128", "model.num_heads 3", "42.6667"]),
@@ -193,7 +198,8 @@ def test_a_run_may_go_on_elsewhere_and_longer_but_not_as_another_model() -> None
     more = [
         "train.steps=999",
         "train.micro_batch=2",
-        "parallel.zero_stage=3",
+        "parallel.layout=manual",
+        "parallel.pp=2",
         "elastic.max_workers=4",
         "faults=[{at: 1}]",
     ]

@@ -46,7 +46,7 @@ def plan(
     from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
     from elastictrain.plan.layout import legal_world_sizes
     from elastictrain.plan.space import everything
-    from elastictrain.planning import candidate_of, job_of
+    from elastictrain.planning import candidate_of, job_of, overrides_of
 
     resolved = TrainConfig.load(config, overrides or [])
     job = job_of(resolved)
@@ -58,8 +58,9 @@ def plan(
     try:
         ranking = rank_layouts(job, found, world_size)
     except NothingFits as error:
-        later = f"{wider.best.candidate} would fit, but the engine does not run that yet"
-        raise NothingFits(f"{error} {later}.") from None
+        runs = wider.best.candidate.runs_today
+        how = ": " + " ".join(overrides_of(wider.best.candidate)) if runs else ", but no engine runs that yet"
+        raise NothingFits(f"{error} {wider.best.candidate} would fit{how}.") from None
     as_written = None
     if world_size == resolved.elastic.max_workers:
         as_written = weigh(job, candidate_of(resolved, world_size), found)
@@ -151,9 +152,11 @@ def _show(
     equals = sum(option.as_fast_as(best) for option in ranking.best_of_each_kind()) - 1
     if equals:
         typer.echo(f"error    times are predicted to {error}: {equals} others may be as fast as {best.candidate}")
-    if wider.best.time.step_s < 0.99 * best.time.step_s and not wider.best.candidate.runs_today:
+    if not best.as_fast_as(wider.best):
         gain = best.time.step_s / wider.best.time.step_s
-        typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; not run by the engine yet")
+        runs = wider.best.candidate.runs_today
+        how = f"try {' '.join(overrides_of(wider.best.candidate))}" if runs else "no engine runs it yet"
+        typer.echo(f"{'manual' if runs else 'later':8} {wider.best.candidate} would be {gain:.2g} times as fast; {how}")
     typer.echo(f"workers  {_sizes(sizes)}")
 
 

@@ -43,6 +43,21 @@ class TrainConfig(Section):
     """Faults to inject."""
 
     @model_validator(mode="after")
+    def _model_splits(self) -> TrainConfig:
+        model, pp = self.model, self.parallel.pp
+        if model.kind == "huggingface" and pp > 1:
+            raise ValueError(
+                f"parallel.pp {pp} can't split model.kind huggingface, only this project's transformer: set it to 1, "
+                "and parallel.zero_stage 3 where the model is too large for one worker"
+            )
+        if pp > model.num_layers:
+            raise ValueError(
+                f"parallel.pp {pp} stages can't share model.num_layers {model.num_layers}: each needs at least one; "
+                f"set parallel.pp to at most {model.num_layers}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_step(self) -> TrainConfig:
         try:
             self.layout(self.elastic.max_workers)
@@ -70,6 +85,7 @@ class TrainConfig(Section):
             global_batch=self.train.global_batch,
             micro_batch=micro_batch or self.train.micro_batch,
             zero_stage=self.parallel.zero_stage,
+            pp=self.parallel.pp,
         )
 
     @classmethod

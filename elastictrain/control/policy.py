@@ -11,8 +11,9 @@ from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
 def policy_of(config: TrainConfig, micro_batch: int, on_gpus: bool) -> Policy:
     """What the state machine may do; `micro_batch` is the one in force, train.micro_batch or less."""
     elastic, train = config.elastic, config.train
-    sizes = legal_world_sizes(train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers)
-    ladder = micro_batch_ladder(train.global_batch, train.micro_batch, sizes)
+    replica = config.parallel.replica_size
+    sizes = legal_world_sizes(train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers, replica)
+    ladder = micro_batch_ladder(train.global_batch, train.micro_batch, [size // replica for size in sizes])
     return Policy(
         steps=train.steps,
         world_sizes=sizes,

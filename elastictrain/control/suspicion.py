@@ -141,6 +141,8 @@ def _longest(ranks: Mapping[int, RankAt]) -> float:
 def find_straggler(own_s: Mapping[int, Sequence[float]]) -> Straggler | None:
     """The slowest rank, if it is one: `own_s` has each rank's seconds of own work in the same recent steps.
 
+    The ranks all have the same work to do: stages of a pipeline are no peers.
+
     Own work is the step without waiting for peers, for data and for snapshots, so a slow peer, slow storage or a slow
     machine for all makes nobody a straggler.
     """

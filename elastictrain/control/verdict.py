@@ -37,8 +37,8 @@ class Evidence:
     """Its snapshot of them is what they were then."""
     weights_follow: bool
     """The weights that no other rank holds follow from the masters."""
-    seen: tuple[str, ...] = ()
-    """The digest of its own weights for each claim, in order."""
+    seen: tuple[str | None, ...] = ()
+    """The digest of its own weights for each claim, in order; None for those that it does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,16 @@ def judge(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> Verdict | No
         if not told.changed and not told.weights_follow:
             found.append((rank, f"weights that only rank {rank} holds no longer follow from its masters"))
     for number, claim in enumerate(claims):
-        votes = [told.seen[number] for told in evidence]
+        votes = {rank: vote for rank, told in enumerate(evidence) if (vote := told.seen[number]) is not None}
         owner_holds = not evidence[claim.owner].changed
-        right = _right(votes, claim.digest if owner_holds else None)
+        right = _right([*votes.values()], claim.digest if owner_holds else None)
         if right is None and not owner_holds:
             continue  # the owner is accused already, and what differs may be the same change
         if right is None:
             found.append((None, f"{claim} differs between the ranks, and nothing says which is right"))
             sound = False
             continue
-        odd = [rank for rank, vote in enumerate(votes) if vote != right]
+        odd = [rank for rank, vote in votes.items() if vote != right]
         found += [(rank, f"{claim} of rank {rank} differs from the other ranks'") for rank in odd]
         if owner_holds and claim.digest != right:
             found.append((claim.owner, f"the master copy of {claim} on rank {claim.owner} does not give the weights"))

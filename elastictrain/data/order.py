@@ -8,7 +8,8 @@ the round keys are a BLAKE2b hash of (seed, epoch). The aim is a good shuffle, n
 
 Contract: positions count over all epochs from 0; the cursor of a run is one integer, the positions consumed. Steps
 count from 1, and step s consumes [(s - 1) x B, s x B) for global batch B. A step is B / micro-batch global
-micro-batches; rank r takes those with numbers r, r + dp, r + 2 dp, ... Nothing depends on anything else.
+micro-batches; replica r takes those with numbers r, r + dp, r + 2 dp, ..., and all of its ranks read the same. Nothing
+depends on anything else.
 
 Cost: O(1) memory; 3 microseconds a sample.
 """
@@ -66,7 +67,7 @@ class SampleOrder:
         first = cursor(step - 1, layout.global_batch)
         return [
             MicroBatch(g, tuple(self.sample(first + p) for p in range(g * size, (g + 1) * size)))
-            for g in range(rank, layout.dp * layout.accumulation, layout.dp)
+            for g in range(layout.place(rank).dp, layout.dp * layout.accumulation, layout.dp)
         ]
 
 

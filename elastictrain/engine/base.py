@@ -25,9 +25,9 @@ class StepResult:
     """What one optimizer step of one rank gives."""
 
     losses: tuple[float, ...]
-    """Mean loss of each of this rank's micro-batches, in their order."""
+    """Mean loss of each of this rank's micro-batches, in their order; none where another rank of its replica tells."""
     known_losses: tuple[float, ...]
-    """The same of all ranks, by rank, if there was a limit or no update was made; else this rank's."""
+    """The same of all ranks, by rank, if there was a limit or no update was made; else at least this rank's."""
     grad_norm: float
     """Global L2 norm of the averaged gradient before clipping; inf when the update was not made."""
     updated: bool

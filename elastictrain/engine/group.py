@@ -83,6 +83,7 @@ class RankGroup:
         self._peers: frozenset[Address] = frozenset()
         self._held: dict[tuple[Address, Address], socket.socket] = {}
         self._lock = threading.Lock()
+        self._num_exchanges = 0
         self._shared: Store | None = None
         self._backend = ""
         self._forming = False
@@ -110,7 +111,7 @@ class RankGroup:
                 )
                 c10d._set_pg_timeout(self._timeout)
                 self._join_deepspeed()
-                self._peers = self._exchange_listeners(store)
+                self.know_connections()
             self._check_not_aborted()
         finally:
             self._forming = False
@@ -148,6 +149,13 @@ class RankGroup:
         """Wait for all ranks to come here."""
         with peer_loss_named():
             dist.barrier()
+
+    def know_connections(self) -> None:
+        """Collective: learn of all connections that there are by now, so that `abort` breaks them.
+
+        To be called when further groups of these ranks have been made, and before they are used.
+        """
+        self._peers = self._exchange_listeners(self._joined_store())
 
     def abort(self) -> None:
         """Break every collective of this process, blocked or to come; callable from any thread, and more than once.
@@ -223,8 +231,9 @@ class RankGroup:
 
     def _exchange_listeners(self, store: Store) -> frozenset[Address]:
         mine = sorted(listeners() - (self._foreign_listeners or frozenset()))
-        store.set(f"listeners/{self.rank}", json.dumps(mine))
-        others = [f"listeners/{rank}" for rank in range(self.world_size) if rank != self.rank]
+        self._num_exchanges += 1
+        store.set(f"listeners{self._num_exchanges}/{self.rank}", json.dumps(mine))
+        others = [f"listeners{self._num_exchanges}/{rank}" for rank in range(self.world_size) if rank != self.rank]
         store.wait(others, self._form_timeout)
         return frozenset((host, port) for key in others for host, port in json.loads(store.get(key)))
 

@@ -18,6 +18,7 @@ def forget_group() -> None:
 
 def forget_engine() -> None:
     """Drop what DeepSpeed keeps of an engine that has been destroyed."""
+    from deepspeed.runtime.pipe import p2p
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK, DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -28,6 +29,8 @@ def forget_engine() -> None:
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
     # A stack of modules in forward, at whose bottom each build leaves its whole model.
     FWD_MODULE_STACK.clear()
+    # The last pipeline's grid, and with it its groups.
+    p2p._grid = None
     # lru_caches in the closures of decorated methods: their keys hold coordinators and modules.
     for method in vars(PartitionedParameterCoordinator).values():
         for cell in getattr(method, "__closure__", None) or ():

@@ -26,13 +26,10 @@ class ShardExporter:
         self.index = ShardIndex(
             tuple(Fragment(f"{part}/{p.parameter}", p.start, p.numel) for part in PARTS for p in pieces)
         )
-        merged = [(part, run) for part in PARTS for run in _merge(pieces)]
-        self.runs = [run.view(part, moments) for part, run in merged]
-        """The shard where it lies, in the order of its export."""
-        self.run_names = [f"{part}/{run.parameter}[{run.start}:] and what follows it" for part, run in merged]
-        """What each run holds, for people."""
+        self.runs = _runs_of(pieces, moments)
+        """The shard where it lies, in the order of its export, by what each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
-        if self.runs and self.runs[0].is_cuda:
+        if any(run.is_cuda for run in self.runs.values()):
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
             self._updated = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
             self._staging = torch.empty(self.index.numel, dtype=torch.float32, pin_memory=True)
@@ -58,7 +55,7 @@ class ShardExporter:
 
     def _copy_runs(self, target: Tensor) -> None:
         at = 0
-        for run in self.runs:
+        for run in self.runs.values():
             target[at : at + run.numel()].copy_(run, non_blocking=True)
             at += run.numel()
 
@@ -77,6 +74,15 @@ def import_pieces(pieces: Sequence[Piece], moments: Moments, source: StateSource
     for (_, _, view), host in zip(views, hosts, strict=True):
         if view is not host:
             view.copy_(host)
+
+
+def _runs_of(pieces: Sequence[Piece], moments: Moments) -> dict[str, Tensor]:
+    """Masters and moments of these pieces where they lie, joined where they are neighbours; by what each run holds."""
+    return {
+        f"{part}/{run.parameter}[{run.start}:] and what follows it": run.view(part, moments)
+        for part in PARTS
+        for run in _merge(pieces)
+    }
 
 
 def _merge(pieces: Sequence[Piece]) -> list[Piece]:

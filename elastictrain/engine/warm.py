@@ -12,8 +12,8 @@ import gc
 import torch
 
 from elastictrain.config import TrainConfig
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
-from elastictrain.engine.zero import build_engine
 from elastictrain.plan.layout import Layout
 from elastictrain.workloads.base import Batch, Workload
 

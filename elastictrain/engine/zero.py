@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,79 +26,126 @@ from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase, StepResult
-from elastictrain.engine.device import Device, prepare_process
+from elastictrain.engine.device import Device
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
-from elastictrain.engine.reset import forget_engine
 from elastictrain.engine.transfer import ShardExporter, import_pieces
-from elastictrain.engine.witness import Witness
+from elastictrain.engine.witness import Replicas, Witness
 from elastictrain.engine.zero_config import adamw, clips_itself, deepspeed_config
-from elastictrain.engine.zero_state import find_pieces, share, start_moments
+from elastictrain.engine.zero_state import Piece, find_pieces, share, start_moments
 from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
 from elastictrain.workloads.base import Batch, Workload
 
 
-def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup) -> ZeroEngine:
-    """The engine of this rank, initialised from `config.train.seed`; all ranks of the formed group call it together.
-
-    Raises PeerLostError when one of them goes away meanwhile.
-    """
-    device = prepare_process()
-    with peer_loss_named():
-        try:
-            return ZeroEngine(workload, config, layout, group, device)
-        except BaseException:
-            forget_engine()
-            raise
-
-
 class ZeroEngine:
-    """One rank of a ZeRO engine; see `base.Engine` for the contract."""
+    """One rank of a ZeRO engine; see `base.Engine` for the contract. `pipeline` says where a stage of one differs."""
 
     def __init__(
         self, workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup, device: Device
     ) -> None:
         """Use `build_engine`."""
-        import deepspeed
-
         self._workload = workload
         self._layout = layout
+        self._place = layout.place(group.rank)
         self._device = device
         self._input_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
         self._clip = (config.train.grad_clip or math.inf) if clips_itself(config.train, layout) else None
 
-        module = workload.build(config.train.seed)
-        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._module = self._build_module(config, group)
+        parameters = {self._logical(name): p for name, p in self._module.named_parameters() if p.requires_grad}
+        borrowed = {name: parameters.pop(name) for name in self._borrowed()}
+        shapes = self._whole_shapes(parameters)
         self._tensors = tuple(
-            LogicalTensor(f"{part}/{name}", tuple(p.shape)) for part in PARTS for name, p in parameters.items()
+            LogicalTensor(f"{part}/{name}", shape) for part in PARTS for name, shape in shapes.items()
         )
         self._adamw = adamw(workload, config.train, parameters)
         num_elements = sum(p.numel() for p in parameters.values())
-        self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=self._adamw,
-            config=deepspeed_config(config.train, layout, device, num_elements),
-            dist_init_required=False,
-        )
-        self._module: nn.Module = self._engine.module
-        self._found = find_pieces(self._engine.optimizer, self._module)
+        self._engine: Any = self._initialize(deepspeed_config(config.train, layout, device, num_elements))
+        self._found = find_pieces(self._engine.optimizer, parameters)
         self._optimizer_step = 0
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
+
         exported = self._found.pieces
         if self._found.replicated:
-            exported = share(exported, group.rank, group.world_size)
+            exported = share(exported, self._place.dp, layout.dp)
         self._exporter = ShardExporter(exported, self._adamw.state)
-        self._witness = Witness(
-            rank=group.rank,
-            pieces=exported,
-            shard=dict(zip(self._exporter.run_names, self._exporter.runs, strict=True)),
-            replicated=self._found.whole if group.world_size > 1 else {},
-            own_weights=self._found.own_weights,
+        self._witness = self._new_witness(group, exported, borrowed)
+
+    # ------------------------------------------------------------------------------------ what a stage does otherwise
+
+    def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
+        """What DeepSpeed is given to train."""
+        return self._workload.build(config.train.seed)
+
+    def _logical(self, name: str) -> str:
+        """The name in the whole model of a parameter of the module."""
+        return name
+
+    def _whole_shapes(self, parameters: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:
+        """Of every trainable parameter of the whole model."""
+        return {name: tuple(p.shape) for name, p in parameters.items()}
+
+    def _borrowed(self) -> frozenset[str]:
+        """Parameters that are another rank's to update and export."""
+        return frozenset()
+
+    def _initialize(self, config: Mapping[str, Any]) -> Any:
+        """DeepSpeed's engine of the module."""
+        import deepspeed
+
+        engine, *_ = deepspeed.initialize(
+            model=self._module, optimizer=self._adamw, config=config, dist_init_required=False
         )
+        return engine
+
+    def _gradients(
+        self, micro_batches: Sequence[tuple[int, Batch]], loss_limit: float | None, on_phase: Callable[[Phase], None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Forward and backward over the micro-batches; this rank's losses, and those of all ranks if they were asked.
+
+        The last loss is multiplied by `veto` of all losses.
+        """
+        losses = []
+        for position, (seed, batch) in enumerate(micro_batches, start=1):
+            self._engine.set_gradient_accumulation_boundary(position == len(micro_batches))
+            on_phase("forward")
+            torch.manual_seed(seed)
+            # The engine is a module that forwards to the user's.
+            loss = self._workload.loss(self._engine, self._placed(batch))
+            losses.append(loss.detach().float())
+            if position == len(micro_batches):
+                own = torch.stack(losses)
+                known = None if loss_limit is None else self._everyones(own)
+                loss = loss * veto(own if known is None else known, loss_limit, loss.dtype)
+            # after the losses' collective: a rank that leaves one out shows by being in the next phase
+            on_phase("backward")
+            self._engine.backward(loss)
+        return own, known
+
+    _must_ask = False
+    """Whether some rank has no losses of its own."""
+
+    def _everyones(self, losses: Tensor) -> Tensor:
+        """Collective: the losses of all ranks."""
+        gathered = losses.new_empty(self._layout.world_size * len(losses))
+        dist.all_gather_into_tensor(gathered, losses)
+        return gathered
+
+    def _clip_gradients(self, most: float) -> float:
+        """Clip where DeepSpeed does not; returns the norm before."""
+        return float(nn.utils.clip_grad_norm_(self._module.parameters(), most))
+
+    def _take_step(self) -> None:
+        self._engine.step()
+
+    def _refresh(self) -> None:
+        """Collective: the weights that forward uses follow from the masters again."""
+        self._found.refresh()
+
+    # ------------------------------------------------------------------------------------------------- the contract
 
     def train_step(
         self,
@@ -111,22 +159,8 @@ class ZeroEngine:
         """See `base.Engine.train_step`."""
         if len(micro_batches) != self._layout.accumulation:
             raise ValueError(f"{len(micro_batches)} micro-batches for {self._layout}")
-        losses = []
         with peer_loss_named():
-            for position, (seed, batch) in enumerate(micro_batches, start=1):
-                self._engine.set_gradient_accumulation_boundary(position == len(micro_batches))
-                on_phase("forward")
-                torch.manual_seed(seed)
-                # The engine is a module that forwards to the user's.
-                loss = self._workload.loss(self._engine, self._placed(batch))
-                losses.append(loss.detach().float())
-                if position == len(micro_batches):
-                    own = torch.stack(losses)
-                    known = own if loss_limit is None else self._everyones(own)
-                    loss = loss * _veto(known, math.inf if loss_limit is None else loss_limit, loss.dtype)
-                # after the losses' collective: a rank that leaves one out shows by being in the next phase
-                on_phase("backward")
-                self._engine.backward(loss)
+            own, known = self._gradients(micro_batches, loss_limit, on_phase)
             before_update()
             on_phase("update")
             for group in self._adamw.param_groups:
@@ -135,8 +169,8 @@ class ZeroEngine:
             self._exporter.mark_updated()
             updated = math.isfinite(grad_norm)
             self._optimizer_step += updated
-            if not updated and loss_limit is None:
-                known = self._everyones(own)
+            if known is None:
+                known = self._everyones(own) if self._must_ask or not updated else own
             return StepResult(tuple(own.tolist()), tuple(known.tolist()), grad_norm, updated)
 
     def tensors(self) -> tuple[LogicalTensor, ...]:
@@ -161,7 +195,7 @@ class ZeroEngine:
         import_pieces(self._found.pieces, self._adamw.state, source)
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
         with peer_loss_named(), torch.no_grad():
-            self._found.refresh()
+            self._refresh()
         self._exporter.mark_updated()
 
     @property
@@ -181,30 +215,38 @@ class ZeroEngine:
             placed[name] = tensor.to(self._device.torch_device, dtype, non_blocking=True)
         return placed
 
-    def _everyones(self, losses: Tensor) -> Tensor:
-        gathered = losses.new_empty(self._layout.world_size * len(losses))
-        dist.all_gather_into_tensor(gathered, losses)
-        return gathered
-
     def _update(self) -> float:
         """Make the update unless the norm of the gradient is not finite; returns the norm, inf when it is not made."""
         if self._clip is not None:
-            norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._clip))
+            norm = self._clip_gradients(self._clip)
             if not math.isfinite(norm):
                 self._engine.zero_grad()
                 return math.inf
-            self._engine.step()
+            self._take_step()
         else:
-            self._engine.step()
+            self._take_step()
             norm = float(self._engine.get_global_grad_norm())
             if not self._engine.was_step_applied():
                 return math.inf
         return norm
 
+    def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], borrowed: Mapping[str, Tensor]) -> Witness:
+        layout, place = self._layout, self._place
+        same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
+        return Witness(
+            rank=group.rank,
+            pieces=pieces,
+            shard=self._exporter.runs,
+            unexported={f"the borrowed {name}": weight for name, weight in borrowed.items()},
+            replicated=self._found.whole if layout.dp > 1 else {},
+            own_weights=self._found.own_weights,
+            replicas=Replicas(place.pp * layout.tp + place.tp, layout.replica_size, same),
+        )
 
-def _veto(losses: Tensor, limit: float, dtype: torch.dtype) -> Tensor:
+
+def veto(losses: Tensor, limit: float | None, dtype: torch.dtype) -> Tensor:
     """1, or NaN when no update may be made: as a factor of one rank's loss it spoils the gradient of all ranks, and all
     stages of ZeRO refuse and clear a gradient that is not finite. Computed on the device, which nobody waits for.
     """
     mean = losses.double().mean()
-    return torch.where(mean.isfinite() & (mean <= limit), 1.0, math.nan).to(dtype)
+    return torch.where(mean.isfinite() & (mean <= (math.inf if limit is None else limit)), 1.0, math.nan).to(dtype)

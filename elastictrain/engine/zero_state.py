@@ -54,14 +54,12 @@ class Found:
     """The weights of a piece that forward uses, flat, not copied."""
 
 
-def find_pieces(optimizer: Any, module: nn.Module) -> Found:
-    """The pieces of this rank; `optimizer` is what `deepspeed.initialize` made of torch's."""
+def find_pieces(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Found:
+    """The pieces of this rank, of these trainable parameters; `optimizer` is what DeepSpeed made of torch's."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def weights(piece: Piece) -> Tensor:
         return named[piece.parameter].detach().view(-1).narrow(0, piece.start, piece.numel)

@@ -1,9 +1,14 @@
 """The layout of a world of ranks, and which world sizes a job can run at.
 
-The global batch never changes: global_batch = micro_batch x accumulation x dp. The micro-batch is fixed by the user
-(it decides what is computed together, hence the float sums and the dropout masks), so accumulation is what adapts,
-and a world size is legal when it divides the number of micro-batches in a step. Only a lack of memory makes the
-micro-batch smaller, along `micro_batch_ladder`.
+    world = dp x pp x tp        global batch = micro-batch x accumulation x dp, which never changes
+
+A replica of the model is pp stages of tp ranks each; dp replicas share the micro-batches of a step. The micro-batch is
+fixed by the user (it decides what is computed together, hence the float sums and the dropout masks), so accumulation
+is what adapts, and a world size is legal when it is a whole number of replicas that divides the number of micro-batches
+in a step. Only a lack of memory makes the micro-batch smaller, along `micro_batch_ladder`.
+
+Ranks are placed so that the talkative ones are neighbours: tp innermost, then dp, then pp (Narayanan et al. 2021,
+Takeaway 1).
 """
 
 from __future__ import annotations
@@ -16,18 +21,53 @@ from elastictrain.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands in its layout; each counts from 0."""
+
+    pp: int
+    """The stage of the pipeline that it computes."""
+    dp: int
+    """The replica of the model that it is part of."""
+    tp: int
+    """Its share of each split matrix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """How one generation divides the work; all of its ranks are data-parallel."""
+    """How one generation divides the work."""
 
     dp: int
     zero_stage: int
     micro_batch: int
     accumulation: int
+    pp: int = 1
+    tp: int = 1
 
     @property
     def world_size(self) -> int:
         """Ranks in the group."""
-        return self.dp
+        return self.dp * self.replica_size
+
+    @property
+    def replica_size(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.pp * self.tp
+
+    def place(self, rank: int) -> Place:
+        """Where this rank stands."""
+        rest, tp = divmod(rank, self.tp)
+        pp, dp = divmod(rest, self.dp)
+        return Place(pp, dp, tp)
+
+    def rank(self, place: Place) -> int:
+        """The inverse of `place`."""
+        return (place.pp * self.dp + place.dp) * self.tp + place.tp
+
+    @property
+    def degrees(self) -> str:
+        """In short: dp2 pp2 zero1."""
+        split = [f"{name}{degree}" for name, degree in (("pp", self.pp), ("tp", self.tp)) if degree > 1]
+        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}"])
 
     @property
     def global_batch(self) -> int:
@@ -35,23 +75,37 @@ class Layout:
         return self.micro_batch * self.accumulation * self.dp
 
     def __str__(self) -> str:
-        return f"dp{self.dp} zero{self.zero_stage} {self.micro_batch}x{self.accumulation}"
+        return f"{self.degrees} {self.micro_batch}x{self.accumulation}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields, for journals and manifests."""
-        return asdict(self)
+        """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying."""
+        unsaid = {name for name in ("pp", "tp") if getattr(self, name) == 1}
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
-def legal_world_sizes(global_batch: int, micro_batch: int, low: int, high: int) -> tuple[int, ...]:
-    """World sizes within [low, high] at which a step comes out whole, ascending."""
+def legal_world_sizes(
+    global_batch: int, micro_batch: int, low: int, high: int, replica_size: int = 1
+) -> tuple[int, ...]:
+    """World sizes within [low, high] at which replicas and a step come out whole, ascending."""
     if global_batch % micro_batch:
         return ()
     micro_batches = global_batch // micro_batch
-    return tuple(n for n in range(low, high + 1) if micro_batches % n == 0)
+    first = -(-low // replica_size) * replica_size
+    return tuple(n for n in range(first, high + 1, replica_size) if micro_batches % (n // replica_size) == 0)
 
 
-def plan_layout(world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int) -> Layout:
-    """The layout for this world size; raises ConfigError with the arithmetic when the batch does not come out whole."""
+def plan_layout(
+    world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int, pp: int = 1, tp: int = 1
+) -> Layout:
+    """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
+    dp, rest = divmod(world_size, pp * tp)
+    if rest or not dp:
+        fewer = f"{dp * pp * tp} or " if dp else ""
+        raise ConfigError(
+            f"{world_size} workers are no whole number of replicas: each takes parallel.pp {pp} x parallel.tp {tp} = "
+            f"{pp * tp} workers. Set elastic.max_workers to {fewer}{(dp + 1) * pp * tp}, or make parallel.pp or "
+            f"parallel.tp smaller."
+        )
     if global_batch % micro_batch:
         raise ConfigError(
             f"train.global_batch {global_batch} is not a whole number of micro-batches: {global_batch} / "
@@ -59,31 +113,26 @@ def plan_layout(world_size: int, *, global_batch: int, micro_batch: int, zero_st
             f"{micro_batch}, or change train.micro_batch."
         )
     micro_batches = global_batch // micro_batch
-    if micro_batches % world_size:
-        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches)
+    if micro_batches % dp:
+        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches * pp * tp, pp * tp)
+        sharing = "worker" if pp * tp == 1 else f"replica of parallel.pp {pp} x parallel.tp {tp} workers"
         raise ConfigError(
             f"{world_size} workers can't share a step: train.global_batch {global_batch} / train.micro_batch "
-            f"{micro_batch} = {micro_batches} micro-batches, and {micro_batches} / {world_size} = "
-            f"{micro_batches / world_size:.4g} a worker. Legal world sizes are {', '.join(map(str, legal))}: set "
+            f"{micro_batch} = {micro_batches} micro-batches, and {micro_batches} / {dp} = "
+            f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal))}: set "
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
-    return Layout(world_size, zero_stage, micro_batch, micro_batches // world_size)
+    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp)
 
 
-def micro_batch_ladder(global_batch: int, micro_batch: int, world_sizes: Sequence[int]) -> tuple[int, ...]:
+def micro_batch_ladder(global_batch: int, micro_batch: int, replicas: Sequence[int]) -> tuple[int, ...]:
     """The micro-batch, and what follows each time that memory runs out, down to 1.
 
-    Each is the largest of at most half the one before at which a step still comes out whole in all these worlds (legal
-    at `micro_batch`), so that a run with a smaller micro-batch can be resized just as before.
+    Each is the largest of at most half the one before at which a step still comes out whole with all these numbers of
+    replicas (legal at `micro_batch`), so that a run with a smaller micro-batch can be resized just as before.
     """
     ladder = [micro_batch]
     while ladder[-1] > 1:
         half = ladder[-1] // 2
-        ladder.append(next(m for m in range(half, 0, -1) if all(global_batch % (m * n) == 0 for n in world_sizes)))
+        ladder.append(next(m for m in range(half, 0, -1) if all(global_batch % (m * n) == 0 for n in replicas)))
     return tuple(ladder)
-
-
-def best_world_size(available: int, *, global_batch: int, micro_batch: int, low: int, high: int) -> int | None:
-    """The largest legal world size that `available` workers can fill, or None."""
-    legal = legal_world_sizes(global_batch, micro_batch, low, min(high, available))
-    return legal[-1] if legal else None

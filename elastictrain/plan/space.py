@@ -55,14 +55,14 @@ class Candidate:
 
     @property
     def runs_today(self) -> bool:
-        """Whether this project's engine can train so."""
-        return (self.pp, self.tp, self.ep, self.sp, self.offload) == (1, 1, 1, 1, "none")
+        """Whether this project's engines can train so."""
+        return (self.tp, self.ep, self.sp, self.offload) == (1, 1, 1, "none")
 
     def layout(self) -> Layout:
         """What the engine is built with; only of one that runs today."""
         if not self.runs_today:
             raise ValueError(f"the engine has no layout for {self}")
-        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation)
+        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp)
 
     def __str__(self) -> str:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]
@@ -78,7 +78,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What may be varied; each field lists the values to look at. The default is what the engine can run today."""
+    """What may be varied; each field lists the values to look at. The default is what `parallel.layout: auto` runs."""
 
     zero_stage: Sequence[int] = (0, 1, 2, 3)
     micro_batch: Sequence[int] | None = None

@@ -1,8 +1,7 @@
 """What one rank of a pipeline stage holds and computes of the model (pure).
 
-Layers are dealt to stages as evenly as can be, the first ones getting one more; the embedding lies in the first stage
-and the head in the last, which holds a copy of a tied embedding. Matrices are split by tp, experts by ep; norms and
-routers are not split.
+Layers are dealt to stages as the engine deals them (`part`); the embedding lies in the first stage and the head in the
+last, which holds a copy of a tied embedding. Matrices are split by tp, experts by ep; norms and routers are not split.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from elastictrain.plan.model_shape import ModelShape
+from elastictrain.plan.part import deal_blocks
 from elastictrain.plan.space import Candidate
 from elastictrain.plan.zero_memory import PERSISTENT_ELEMENTS
 
@@ -42,8 +42,7 @@ def stage_of(shape: ModelShape, candidate: Candidate, index: int) -> Stage:
 
 @lru_cache(maxsize=4096)
 def _stage(shape: ModelShape, pp: int, tp: int, ep: int, index: int) -> Stage:
-    whole, rest = divmod(shape.num_layers, pp)
-    num_layers = whole + (index < rest)
+    num_layers = deal_blocks(shape, pp)[index]
     first, last = index == 0, index == pp - 1
     norms = shape.dense_layer_parameters - shape.attention_parameters
     layer = norms + -(-shape.attention_parameters // tp)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from elastictrain.config import TrainConfig
 from elastictrain.control.state import State
 from elastictrain.events import Event, FailureDetected, GenerationStarted, Recovered, RunEnded, StepCommitted
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.status import NodeStatus, RunState, StandbyStatus, Status, WorkerStatus
@@ -52,7 +53,7 @@ class Live:
             case GenerationStarted():
                 self.generation, self._world_size = event.index, event.world_size
                 layout = event.layout
-                self._layout = f"dp{layout['dp']} zero{layout['zero_stage']}"
+                self._layout = Layout(**layout).degrees
                 self._recent.clear()
                 self.message = ""
             case StepCommitted():

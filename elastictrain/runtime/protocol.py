@@ -26,7 +26,7 @@ class StepRecord:
 
     step: int
     micro_batches: tuple[tuple[int, float, tuple[int, ...]], ...]
-    """(global index, loss, sample ids) of each of this rank's micro-batches."""
+    """(global index, loss, sample ids) of each of this rank's micro-batches; none where another rank tells of them."""
     num_tokens: int
     begun_at: float
     finished_at: float

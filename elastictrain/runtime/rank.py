@@ -21,12 +21,12 @@ from elastictrain.data.order import SampleOrder, dropout_seed
 from elastictrain.data.shards import TokenShards
 from elastictrain.data.stream import TokenStream
 from elastictrain.engine.base import Engine, Phase
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.waits import tell_waits
 from elastictrain.engine.warm import warm
-from elastictrain.engine.zero import build_engine
 from elastictrain.errors import BadLossError, PeerLostError, StateCorruptedError
 from elastictrain.faults import FaultPlan
 from elastictrain.runtime.bad_steps import BadSteps
@@ -217,10 +217,11 @@ class RankProgram:
         skipped = self._bad_steps.settle(step, result)
         if self._verified(step):
             engine.witness.seal()
+        told = batches if result.losses else []  # of the ranks that hold a replica together, one tells
         micro_batches = tuple(
-            (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(batches, result.losses, strict=True)
+            (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(told, result.losses, strict=True)
         )
-        num_tokens = sum(self._workload.num_tokens({"tokens": tokens}) for _, tokens in batches)
+        num_tokens = sum(self._workload.num_tokens({"tokens": tokens}) for _, tokens in told)
         return StepRecord(
             step=step,
             micro_batches=micro_batches,

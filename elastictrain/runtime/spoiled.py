@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from elastictrain.workloads.base import Batch, Workload
+from elastictrain.workloads.base import Batch, SplitWorkload, Workload
 
 
 class SpoiledWorkload:
@@ -20,6 +20,11 @@ class SpoiledWorkload:
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """See `workloads.base.Workload.loss`."""
         loss = self._workload.loss(module, batch)
+        return loss * math.nan if self._due() else loss
+
+    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """See `workloads.base.SplitWorkload.output_loss`."""
+        loss = cast(SplitWorkload, self._workload).output_loss(output, batch)
         return loss * math.nan if self._due() else loss
 
     def __getattr__(self, name: str) -> Any:

@@ -21,6 +21,7 @@ from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import State
 from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.breakage import Breakage
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.commits import CommitCollector
@@ -312,7 +313,7 @@ class Supervisor:
 
     def formed(self, generation: int) -> None:
         """See `regroup.Owner`."""
-        self._vigil.begin(generation)
+        self._vigil.begin(generation, Layout(**self._saving.layouts[generation]))
         self._tell(v.Formed(generation))
 
     def form_failed(self, worker: str | None, cause: Cause) -> None:

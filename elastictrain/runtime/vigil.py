@@ -17,6 +17,7 @@ from elastictrain.control import vocabulary as v
 from elastictrain.control.state import State
 from elastictrain.control.suspicion import Hang
 from elastictrain.events import Cause, StragglerFound
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.replies import Replies
 from elastictrain.runtime.roster import Roster
@@ -46,9 +47,9 @@ class Vigil:
     def __post_init__(self) -> None:
         self._watchdog = Watchdog(self.config.hang_patience_s)
 
-    def begin(self, generation: int) -> None:
+    def begin(self, generation: int, layout: Layout) -> None:
         """This generation trains from now on."""
-        self._watchdog.begin(generation)
+        self._watchdog.begin(generation, layout)
 
     def step(self, seconds: float) -> None:
         """A step is committed, and took so long."""

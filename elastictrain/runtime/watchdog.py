@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from elastictrain.control.suspicion import Hang, RankAt, Straggler, find_hang, find_straggler, patience_s
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 
 UNKNOWN_PACE_S = 300.0
@@ -24,12 +25,14 @@ class Watchdog:
         self._least_s = least_patience_s
         self._steps_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._generation, self._num_done = -1, 0
+        self._layout = Layout(1, 0, 1, 1)
         self._last: tuple[Hang, tuple[tuple[int, int], ...]] | None = None
         self._named: set[int] = set()
 
-    def begin(self, generation: int) -> None:
+    def begin(self, generation: int, layout: Layout) -> None:
         """A generation trains from now on."""
         self._generation, self._num_done, self._last = generation, 0, None
+        self._layout = layout
         self._named.clear()
 
     def step(self, seconds: float) -> None:
@@ -59,11 +62,13 @@ class Watchdog:
 
     def straggler(self, own_s: Mapping[int, Iterable[float]]) -> Straggler | None:
         """A rank found slow, once a generation."""
-        found = find_straggler({rank: list(steps) for rank, steps in own_s.items()})
-        if found is None or found.rank in self._named:
-            return None
-        self._named.add(found.rank)
-        return found
+        for stage in range(self._layout.pp):
+            peers = {rank: list(steps) for rank, steps in own_s.items() if self._layout.place(rank).pp == stage}
+            found = find_straggler(peers)
+            if found is not None and found.rank not in self._named:
+                self._named.add(found.rank)
+                return found
+        return None
 
 
 def _rank_at(at: Progress) -> RankAt:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from elastictrain.plan.model_shape import ModelShape
+from elastictrain.plan.part import Part
+
 Batch = Mapping[str, Tensor]
 """Named tensors of one micro-batch, samples first. Language models: `tokens`, int64 [micro_batch, seq_len + 1]."""
 
@@ -36,4 +39,35 @@ class Workload(Protocol):
 
     def generate(self, module: nn.Module, prompt: list[int], num_tokens: int, seed: int) -> list[int]:
         """Token ids that continue the prompt, sampled; the same for the same seed."""
+        ...
+
+
+class SplitWorkload(Workload, Protocol):
+    """One whose model can be built in parts, which different ranks hold."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's sizes, by which it is dealt out."""
+        ...
+
+    @property
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every trainable parameter of the whole model, in its order."""
+        ...
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Parameters that both the first part and the last hold where these are different ones."""
+        ...
+
+    def build_part(self, seed: int, part: Part) -> nn.Module:
+        """As `build`, a part: the same bits under the same names."""
+        ...
+
+    def part_input(self, batch: Batch) -> Tensor:
+        """What the first part takes; the others take the output of the one before."""
+        ...
+
+    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the micro-batch's predictions, from what the last part gives."""
         ...

@@ -44,7 +44,15 @@ class CausalLanguageModel(ABC):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
-        return self._cross_entropy(module, batch, "mean")
+        return self.output_loss(self.logits(module, self.part_input(batch)), batch)
+
+    def part_input(self, batch: Batch) -> Tensor:
+        """Every token but the last, which predicts nothing."""
+        return batch["tokens"][:, :-1]
+
+    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy of these logits in nats."""
+        return _cross_entropy(output, batch, "mean")
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices, embeddings included, decay; norms and biases, which are vectors, don't."""
@@ -58,7 +66,8 @@ class CausalLanguageModel(ABC):
     def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
         """Summed negative log-likelihood in nats, and the number of predictions."""
         with _evaluating(module):
-            return self._cross_entropy(module, batch, "sum").item(), self.num_tokens(batch)
+            logits = self.logits(module, self.part_input(batch))
+            return _cross_entropy(logits, batch, "sum").item(), self.num_tokens(batch)
 
     def generate(self, module: nn.Module, prompt: list[int], num_tokens: int, seed: int) -> list[int]:
         """Sample a continuation; the prompt needs at least one token."""
@@ -75,10 +84,9 @@ class CausalLanguageModel(ABC):
                 tokens.append(int(likeliest.indices[choice]))
         return tokens[len(prompt) :]
 
-    def _cross_entropy(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
-        tokens = batch["tokens"]
-        logits = self.logits(module, tokens[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction)
+
+def _cross_entropy(logits: Tensor, batch: Batch, reduction: str) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction=reduction)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 Token ids [batch, seq] go in, logits [batch, seq, vocab] come out. Nothing here knows of devices, precision or ranks.
 Weights and activations may be bf16: norms and rotations are computed in fp32 all the same. Every weight is drawn from
-its own generator, seeded by (seed, name), so the initial bits depend on neither the order nor the layout.
+its own generator, seeded by (seed, name), and the dropout of a block from one seeded by (torch's seed, block), so the
+bits depend on neither the order nor the layout. A part of the model has its weights under the names of the whole's;
+between two parts go the vectors [batch, seq, hidden].
 
 Cost: about 6 x parameters floating point operations per token and step (forward and backward), plus attention's
 12 x layers x hidden_size x seq_len; 8 x parameters with activation checkpointing.
@@ -19,34 +21,54 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from elastictrain.config import ModelSection
+from elastictrain.plan.part import Part
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights."""
 
 
 class Transformer(nn.Module):
-    """Embedding, decoder blocks, final norm, head."""
+    """Embedding, decoder blocks, final norm, head; or the part of them that one rank holds."""
 
-    def __init__(self, model: ModelSection, vocab_size: int, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: ModelSection,
+        vocab_size: int,
+        activation_checkpointing: bool = False,
+        part: Part | None = None,
+    ) -> None:
         super().__init__()
+        part = part or Part(range(model.num_layers), first=True, last=True)
+        self.part = part
         self.activation_checkpointing = activation_checkpointing
+        self.draws = model.dropout > 0
         self.head_dim = model.hidden_size // model.num_heads
         self.rope_theta = model.rope_theta
-        self.embedding = Embedding(vocab_size, model.hidden_size)
-        self.blocks = nn.ModuleList(Block(model) for _ in range(model.num_layers))
-        self.norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.head = None if model.tie_embeddings else nn.Linear(model.hidden_size, vocab_size, bias=False)
+        tied_head = part.last and model.tie_embeddings
+        self.embedding = Embedding(vocab_size, model.hidden_size) if part.first or tied_head else None
+        self.blocks = nn.ModuleDict({str(number): Block(model) for number in part.blocks})
+        self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
+        own_head = part.last and not tied_head
+        self.head = nn.Linear(model.hidden_size, vocab_size, bias=False) if own_head else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        rotation = rotary_table(tokens.shape[1], self.head_dim, self.rope_theta, tokens.device)
-        hidden = self.embedding(tokens)
-        for block in self.blocks:
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens, or the vectors of the part before; gives scores, or vectors for the part after."""
+        hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
+        rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device)
+        seed = torch.initial_seed() if self.draws and self.training else None
+        for number, block in self.blocks.items():
+            if seed is not None:
+                torch.manual_seed(block_seed(seed, int(number)))
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:
                 hidden = block(hidden, rotation)
+        if self.norm is None:
+            return hidden
         hidden = self.norm(hidden)
-        logits: Tensor = self.embedding(hidden) if self.head is None else self.head(hidden)
+        scores = self.embedding if self.head is None else self.head
+        assert scores is not None, "the last part has a head, or the embedding in its place"
+        logits: Tensor = scores(hidden)
         return logits
 
 
@@ -152,12 +174,18 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def initialise(module: Transformer, seed: int) -> None:
+def block_seed(seed: int, number: int) -> int:
+    """64 bits for the dropout of block `number` in a forward pass under `seed`."""
+    return int.from_bytes(hashlib.blake2b(f"block {seed} {number}".encode(), digest_size=8).digest(), "little")
+
+
+def initialise(module: Transformer, seed: int, num_layers: int) -> None:
     """Fill every weight from (seed, name): norms one, matrices normal, what adds to the residual stream smaller.
 
-    The 2 x layers additions to the stream are scaled so that its variance at the end is that of one.
+    The 2 x num_layers additions to the stream are scaled so that its variance at the end is that of one; that is the
+    whole model's number, whatever part this is.
     """
-    residual_std = INITIAL_STD / math.sqrt(2 * len(module.blocks))
+    residual_std = INITIAL_STD / math.sqrt(2 * num_layers)
     for name, parameter in module.named_parameters():
         if parameter.ndim < 2:
             nn.init.ones_(parameter)

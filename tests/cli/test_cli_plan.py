@@ -63,7 +63,7 @@ def test_a_cluster_file_in_words() -> None:
     assert "best     dp128 zero" in told
     assert "memory   weights" in told
     assert "slower: more" in told
-    assert "not run by the engine yet" in told
+    assert "no engine runs it yet" in told
     assert "too little memory with 1" in told
 
 
@@ -79,7 +79,7 @@ def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "no layout of 1 workers fits H100 SXM 80 GB with 85 GB: the leanest, dp1 zero" in done.stderr
     assert "GB a worker. Use more workers" in done.stderr
-    assert "would fit, but the engine does not run that yet" in done.stderr
+    assert "would fit, but no engine runs that yet" in done.stderr
 
 
 def test_planning_for_a_cluster_file_imports_nothing_heavy() -> None:

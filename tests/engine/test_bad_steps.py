@@ -14,7 +14,8 @@ import torch
 from ranks import Rank, run_team
 from training import FolderSource, ignore, micro_batch, save_shard, train_config, workload
 
-from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.engine.build import build_engine
+from elastictrain.engine.zero import ZeroEngine
 from elastictrain.runtime.spoiled import SpoiledWorkload
 
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
@@ -32,8 +33,8 @@ class Spoiler:
         return self.count == self.at
 
 
-def take(engine: ZeroEngine, me: Rank, step: int, **options: Any) -> Any:
-    batches = [micro_batch(step, 3 * me.index + j) for j in range(3)]
+def take(engine: ZeroEngine, replica: int, step: int, **options: Any) -> Any:
+    batches = [micro_batch(step, 3 * replica + j) for j in range(3)]
     return engine.train_step(batches, learning_rate=1e-2, before_update=ignore, on_phase=ignore, **options)
 
 
@@ -43,18 +44,19 @@ def exported(engine: ZeroEngine) -> torch.Tensor:
     return buffer
 
 
-def bad_steps(me: Rank, folder: Path, stage: int, dtype: str) -> None:
+def bad_steps(me: Rank, folder: Path, stage: int, dtype: str, degrees: dict[str, int]) -> None:
     """Good steps with bad ones between: the states and losses are those of the good steps alone."""
-    config = train_config(stage, dtype)
-    stories = []
+    config = train_config(stage, dtype, degrees=degrees)
+    layout = config.layout(2 * config.parallel.replica_size)
+    replica, stories = layout.place(me.index).dp, []
     for generation, disturbed in enumerate((False, True)):
-        group = me.group(generation, (0, 1))
+        group = me.group(generation, range(layout.world_size))
         group.form()
         spoiler = Spoiler()
-        engine = build_engine(SpoiledWorkload(workload(config), spoiler), config, config.layout(2), group)
+        engine = build_engine(SpoiledWorkload(workload(config), spoiler), config, layout, group)
         told: list[Any] = []
         for step in (1, 2, 3):
-            told.append(take(engine, me, step))
+            told.append(take(engine, replica, step))
             if step == 1:
                 save_shard(engine, folder / f"{generation}", me.index)
                 me.meet()
@@ -62,25 +64,25 @@ def bad_steps(me: Rank, folder: Path, stage: int, dtype: str) -> None:
                 continue
             before, scalars = exported(engine), dict(engine.scalars())
             # the first micro-batch of rank 1, the last of rank 0, and a loss that is too high for both
-            for rank, micro in ((1, 1), (0, 3)):
-                spoiler.at = spoiler.count + micro if me.index == rank else -1
-                result = take(engine, me, 10 + step)
+            for spoilt, micro in ((1, 1), (0, 3)):
+                spoiler.at = spoiler.count + micro if replica == spoilt else -1
+                result = take(engine, replica, 10 + step)
                 assert (result.updated, result.grad_norm) == (False, math.inf)
                 assert [math.isnan(loss) for loss in result.known_losses] == [
-                    i == 3 * rank + micro - 1 for i in range(6)
+                    i == 3 * spoilt + micro - 1 for i in range(6)
                 ]
             spoiler.at = -1
-            result = take(engine, me, 10 + step, loss_limit=0.5)
+            result = take(engine, replica, 10 + step, loss_limit=0.5)
             assert not result.updated
             assert all(math.isfinite(loss) and loss > 0.5 for loss in result.known_losses)
             assert torch.equal(exported(engine), before)
             assert engine.scalars() == scalars == {"optimizer_step": step}
         stories.append([(r.losses, r.known_losses, r.grad_norm, r.updated) for r in told])
         if disturbed:  # an older state in the middle of a life, right after a step that was refused
-            take(engine, me, 20, loss_limit=0.0)
+            take(engine, replica, 20, loss_limit=0.0)
             engine.import_state(FolderSource(folder / "0"))
             assert engine.scalars() == {"optimizer_step": 1}
-            again = take(engine, me, 2)
+            again = take(engine, replica, 2)
             assert (again.losses, again.known_losses, again.grad_norm, again.updated) == stories[0][1]
         engine.close()
         group.close()
@@ -90,4 +92,10 @@ def bad_steps(me: Rank, folder: Path, stage: int, dtype: str) -> None:
 
 @pytest.mark.parametrize(("stage", "dtype"), KINDS)
 def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> None:
-    run_team(2, bad_steps, tmp_path, stage, dtype)
+    run_team(2, bad_steps, tmp_path, stage, dtype, {})
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_a_bad_step_changes_nothing_in_a_pipeline(tmp_path: Path, stage: int, dtype: str) -> None:
+    """The last stages alone see the losses."""
+    run_team(4, bad_steps, tmp_path, stage, dtype, {"pp": 2})

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from ranks import Rank, run_team
 from training import ignore, micro_batch, train_config, workload
 
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.failures import classify, is_out_of_memory, peer_loss_named
-from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
 BROKEN = [

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from ranks import PATIENCE_S, Rank, Team, run_team, team
 from training import NUM_MICRO_BATCHES, train, train_config, workload
 
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.sockets import listeners
-from elastictrain.engine.zero import build_engine
 from elastictrain.errors import PeerLostError
 
 VICTIM = 1
@@ -38,11 +38,15 @@ class Survival:
     """What a connection that is none of the group's carried afterwards."""
 
 
-def survive(me: Rank, stage: int, deadly: int, when: str) -> Survival:
-    """Three ranks; the victim sends itself `deadly` in a phase, or instead of a build; the others go on without it."""
-    config = train_config(stage)
+def survive(me: Rank, stage: int, deadly: int, when: str, pp: int = 1) -> Survival:
+    """Three ranks; the victim sends itself `deadly` in a phase, or instead of a build; the others go on without it.
+
+    With two stages four ranks begin, and two go on as one replica.
+    """
+    config = train_config(stage, degrees={"pp": pp} if pp > 1 else None)
+    world_size = 3 if pp == 1 else 4
     ours, theirs = connected_pair()
-    group = me.group(0, (0, 1, 2), timeout_s=PATIENCE_S)
+    group = me.group(0, range(world_size), timeout_s=PATIENCE_S)
     group.form()
     late_ours, late_theirs = connected_pair()
     aborted_at = 0.0
@@ -63,8 +67,8 @@ def survive(me: Rank, stage: int, deadly: int, when: str) -> Survival:
     engine = None
     try:
         strike("build")
-        engine = build_engine(workload(config), config, config.layout(3), group)
-        train(engine, config, me.index, 3, [1], on_phase=strike)
+        engine = build_engine(workload(config), config, config.layout(world_size), group)
+        train(engine, config, me.index, world_size, [1], on_phase=strike)
         raise AssertionError("the step came through")
     except PeerLostError as error:
         raised_at, raised = time.monotonic(), type(error).__name__
@@ -74,6 +78,8 @@ def survive(me: Rank, stage: int, deadly: int, when: str) -> Survival:
         engine.close()
     group.close()
     survivors = (0, 2)
+    if me.index not in survivors:
+        return Survival(raised, raised_at - aborted_at, {}, b"still here")
     left, group = group, me.group(1, survivors)
     group.form()
     left.abort()  # comes late, and must not touch the next group
@@ -93,11 +99,12 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def tell_survivors(members: Team) -> list[Survival]:
-    for rank in (0, 2):
+    survivors = [rank for rank in range(len(members.processes)) if rank != VICTIM]
+    for rank in survivors:
         members.tell(rank, "abort")
-    for rank in (0, 2):
+    for rank in survivors:
         assert members.said(rank) == "raised"
-    return [members.result(rank) for rank in (0, 2)]
+    return [members.result(rank) for rank in survivors]
 
 
 def went_on(results: list[Survival]) -> None:
@@ -127,6 +134,21 @@ def test_survivors_of_a_killed_rank_form_a_group_and_train(stage: int, when: str
         members.processes[VICTIM].join()
         results = tell_survivors(members)
     went_on(results)
+
+
+@pytest.mark.parametrize(
+    ("deadly", "when"), [(signal.SIGKILL, "forward"), (signal.SIGSTOP, "backward"), (signal.SIGSTOP, "build")]
+)
+def test_the_ranks_of_a_broken_pipeline_go_on_as_a_smaller_one(deadly: int, when: str) -> None:
+    with team(4, survive, 1, deadly, when, 2) as members:
+        pids = [members.said(rank) for rank in range(4)]
+        if deadly == signal.SIGSTOP:
+            wait_until_stopped(pids[VICTIM])
+        else:
+            members.processes[VICTIM].join()
+        results = tell_survivors(members)
+    went_on(results)
+    assert max(result.took_s for result in results) < FAR_BELOW_THE_TIMEOUT_S
 
 
 def wait_until_stopped(pid: int) -> None:

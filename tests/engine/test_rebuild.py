@@ -12,9 +12,9 @@ from ranks import Rank, num_files, run_team
 from torch import nn
 from training import micro_batch, train, train_config, workload
 
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.release import tidy
 from elastictrain.engine.warm import warm
-from elastictrain.engine.zero import build_engine
 
 ROUNDS = 14
 
@@ -32,9 +32,9 @@ class Remains:
     """Alive after one."""
 
 
-def rebuild(me: Rank, stage: int) -> list[Remains]:
+def rebuild(me: Rank, stage: int, degrees: dict[str, int]) -> list[Remains]:
     """Build, step and tear down again and again."""
-    config = train_config(stage)
+    config = train_config(stage, degrees=degrees)
     warm(workload(config), config, micro_batch(1, 0)[1])
     found = []
     for generation in range(ROUNDS):
@@ -60,9 +60,9 @@ def resident_mib() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_rebuilding_is_flat(stage: int) -> None:
-    for rounds in run_team(2, rebuild, stage):
+@pytest.mark.parametrize(("stage", "degrees"), [(1, {}), (3, {}), (1, {"pp": 2})])
+def test_rebuilding_is_flat(stage: int, degrees: dict[str, int]) -> None:
+    for rounds in run_team(2, rebuild, stage, degrees):
         settled = rounds[3:]
         # The other rank's connections to my store close in their own time: at most two a generation.
         files = [remains.files for remains in settled]

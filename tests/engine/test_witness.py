@@ -11,28 +11,35 @@ from typing import Any
 
 import pytest
 from ranks import Rank, run_team
-from training import NUM_MICRO_BATCHES, FolderSource, micro_batch, save_shard, train_config, workload
+from training import FolderSource, micro_batch, save_shard, train_config, workload
 
 from elastictrain.checkpoint.checksum import checksum
 from elastictrain.config import FaultTarget
 from elastictrain.control.verdict import Verdict
-from elastictrain.engine.zero import ZeroEngine, build_engine
+from elastictrain.engine.build import build_engine
+from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
+PIPELINES = [(0, "fp32", 2), (1, "fp32", 2), (1, "bf16", 2)]
+"""With the number of stages."""
+
+
+Kind = tuple[int, str] | tuple[int, str, int]
 
 
 class Training:
     """One rank that trains as the runtime does: seal, snapshot, verify before the next update."""
 
-    def __init__(self, me: Rank, generation: int, world_size: int, stage: int, dtype: str) -> None:
-        config = train_config(stage, dtype)
+    def __init__(self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1) -> None:
+        config = train_config(stage, dtype, degrees={"pp": pp} if pp > 1 else None)
         self._group = me.group(generation, range(world_size))
         self._group.form()
         self.engine: ZeroEngine = build_engine(workload(config), config, config.layout(world_size), self._group)
         self.engine.witness.seal()
-        each = NUM_MICRO_BATCHES // world_size
-        self._mine = range(me.index * each, (me.index + 1) * each)
+        layout = config.layout(world_size)
+        replica, each = layout.place(me.index).dp, layout.accumulation
+        self._mine = range(replica * each, (replica + 1) * each)
         self._step = 0
         self._exported: str | None = None
 
@@ -66,8 +73,8 @@ class Training:
 def clean(me: Rank, folder: Path) -> list[Any]:
     """Twenty steps of every kind, an import, and one more; what was found."""
     found = []
-    for generation, (stage, dtype) in enumerate(KINDS):
-        training = Training(me, generation, 2, stage, dtype)
+    for generation, kind in enumerate([*KINDS, *PIPELINES]):
+        training = Training(me, generation, 2, *kind)
         found.append([training.step() for _ in range(CLEAN_STEPS)])
         save_shard(training.engine, folder / f"{generation}", me.index)
         me.meet()
@@ -82,17 +89,17 @@ def clean(me: Rank, folder: Path) -> list[Any]:
 
 
 def test_clean_training_raises_no_alarm(tmp_path: Path) -> None:
-    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len(KINDS)] * 2
+    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len([*KINDS, *PIPELINES])] * 2
 
 
-def flipped(me: Rank, world_size: int, kinds: list[tuple[int, str]]) -> dict[tuple[int, str, str, int], list[Any]]:
+def flipped(me: Rank, world_size: int, kinds: list[Kind]) -> dict[tuple[Kind, str, int], list[Any]]:
     """Each kind, each target, each rank: two clean steps, and a third in which that rank's memory changes."""
-    found: dict[tuple[int, str, str, int], list[Any]] = {}
+    found: dict[tuple[Kind, str, int], list[Any]] = {}
     targets: tuple[FaultTarget, ...] = ("weights", "optimizer")
-    for stage, dtype in kinds:
+    for kind in kinds:
         for where in targets:
             for odd in range(world_size):
-                training = Training(me, len(found), world_size, stage, dtype)
+                training = Training(me, len(found), world_size, *kind)
                 clean = [training.step(), training.step()]
                 pending = [where] if odd == me.index else []
 
@@ -100,20 +107,23 @@ def flipped(me: Rank, world_size: int, kinds: list[tuple[int, str]]) -> dict[tup
                     while pending:
                         training.engine.witness.flip_bit(pending.pop())
 
-                found[stage, dtype, where, odd] = [*clean, training.step(strike)]
+                found[kind, where, odd] = [*clean, training.step(strike)]
                 training.close()
                 me.meet()
     return found
 
 
-@pytest.mark.parametrize(("world_size", "kinds"), [(2, KINDS), (3, [(1, "bf16"), (0, "fp32")]), (1, [(1, "fp32")])])
-def test_a_flip_is_found_in_the_right_rank(world_size: int, kinds: list[tuple[int, str]]) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "kinds"),
+    [(2, KINDS), (3, [(1, "bf16"), (0, "fp32")]), (1, [(1, "fp32")]), (2, PIPELINES), (4, PIPELINES[1:])],
+)
+def test_a_flip_is_found_in_the_right_rank(world_size: int, kinds: list[Kind]) -> None:
     first, *others = run_team(world_size, flipped, world_size, kinds)
     assert all(other == first for other in others), "all ranks come to the same verdict"
     assert len(first) == len(kinds) * 2 * world_size
-    for (stage, dtype, where, odd), (one, two, verdict) in first.items():
+    for (kind, where, odd), (one, two, verdict) in first.items():
         assert one is two is None
-        case = f"ZeRO {stage} {dtype} {where} rank {odd}: {verdict}"
+        case = f"{kind} {where} rank {odd} of {world_size}: {verdict}"
         assert verdict is not None, case
         assert verdict.ranks == (odd,), case
         assert f"rank {odd}" in verdict.problem, case

@@ -14,7 +14,7 @@ import torch
 from ranks import Rank, run_team
 from training import FolderSource, logical_shapes, micro_batch, plain_losses, save_shard, train, train_config, workload
 
-from elastictrain.engine.zero import build_engine
+from elastictrain.engine.build import build_engine
 
 Losses = dict[tuple[int, int], float]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,20 @@ VOCAB_SIZE = 2051
 NUM_MICRO_BATCHES = 6
 
 
-def train_config(zero_stage: int, dtype: str = "fp32", **train: Any) -> TrainConfig:
-    """Six micro-batches of two sequences a step: world sizes 1, 2, 3 and 6. Clipping is active."""
+def train_config(
+    zero_stage: int, dtype: str = "fp32", *, degrees: Mapping[str, int] | None = None, num_layers: int = 2, **train: Any
+) -> TrainConfig:
+    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp."""
+    manual = {"layout": "manual", **degrees} if degrees else {}
     return TrainConfig.from_dict(
         {
             "train": {"dtype": dtype, "global_batch": 12, "micro_batch": 2, "grad_clip": 0.2, "steps": 12}
             | {"warmup_steps": 3, "learning_rate": 1e-2, "seed": 7}
             | train,
-            "model": {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1},
+            "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1},
             "data": {"seq_len": 16},
-            "parallel": {"zero_stage": zero_stage},
+            "parallel": {"zero_stage": zero_stage, **manual},
+            "elastic": {"max_workers": prod((degrees or {}).values())},
         }
     )
 
@@ -62,16 +67,18 @@ def train(
 ) -> dict[tuple[int, int], float]:
     """Take these steps; returns this rank's losses by (step, global micro-batch)."""
     losses = {}
-    each = NUM_MICRO_BATCHES // world_size
+    layout = config.layout(world_size)
+    replica = layout.place(rank).dp
     for step in steps:
-        mine = range(rank * each, (rank + 1) * each)
+        mine = range(replica * layout.accumulation, (replica + 1) * layout.accumulation)
         result = engine.train_step(
             [micro_batch(step, index) for index in mine],
             learning_rate=learning_rate(config.train, step),
             before_update=ignore,
             on_phase=on_phase,
         )
-        losses.update({(step, index): loss for index, loss in zip(mine, result.losses, strict=True)})
+        told = mine if result.losses else []
+        losses.update({(step, index): loss for index, loss in zip(told, result.losses, strict=True)})
         losses[step, -1] = result.grad_norm
     return losses
 

@@ -29,6 +29,7 @@ import pytest
 from elastictrain.cli.runs import StoredRun
 from elastictrain.data.order import EMPTY_CHAIN, SampleOrder, chain
 from elastictrain.events import Event
+from elastictrain.plan.layout import Layout
 from elastictrain.status import Status
 from elastictrain.storage import Storage
 from elastictrain.tracking.ledger import BUCKETS
@@ -249,9 +250,9 @@ def check_story(report: Report) -> None:
     indices = [g["index"] for g in generations]
     assert indices == sorted(set(indices))
     for generation in generations:
-        layout = generation["layout"]
-        assert layout["dp"] == generation["world_size"] == len(generation["members"])
-        assert layout["dp"] * layout["micro_batch"] * layout["accumulation"] == GLOBAL_BATCH
+        layout = Layout(**generation["layout"])
+        assert layout.world_size == generation["world_size"] == len(generation["members"])
+        assert layout.global_batch == GLOBAL_BATCH
         assert [m["rank"] for m in generation["members"]] == list(range(generation["world_size"]))
         assert 1 <= generation["first_step"] <= steps + 1
         assert (generation["first_step"] == 1) >= (generation["source"] == "fresh")

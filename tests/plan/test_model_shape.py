@@ -35,7 +35,7 @@ def test_parameters_are_those_of_the_module(model: dict[str, object]) -> None:
     module = Transformer(config.model, config.data.vocab_size)
     assert shape.num_parameters == sum(p.numel() for p in module.parameters())
     assert sum(shape.by_part().values()) == shape.num_parameters
-    assert shape.attention_parameters == sum(p.numel() for p in module.blocks[0].attention.parameters())
+    assert shape.attention_parameters == sum(p.numel() for p in module.blocks["0"].attention.parameters())
 
 
 @pytest.mark.parametrize("model", MODELS)

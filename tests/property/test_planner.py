@@ -69,7 +69,8 @@ def test_every_layout_is_whole_and_listed_once(shape: ModelShape, world: int, ba
         assert c.zero_stage < 2 or c.pp == 1
         assert c.zero_stage < 3 or c.ep == 1
     of_today = set(enumerate_layouts(shape, world, batch))
-    assert of_today == {c for c in candidates if c.runs_today}
+    assert of_today == {c for c in candidates if c.runs_today and c.pp == 1}
+    assert all(c.layout().pp == c.pp for c in candidates if c.runs_today)
     assert all(c.layout().world_size == world and c.layout().global_batch == batch for c in of_today)
 
 

@@ -1,0 +1,28 @@
+"""The engine of a layout: plain ZeRO, or a stage of a pipeline."""
+
+from __future__ import annotations
+
+from elastictrain.config import TrainConfig
+from elastictrain.engine.device import prepare_process
+from elastictrain.engine.failures import peer_loss_named
+from elastictrain.engine.group import RankGroup
+from elastictrain.engine.pipeline import PipelineEngine
+from elastictrain.engine.reset import forget_engine
+from elastictrain.engine.zero import ZeroEngine
+from elastictrain.plan.layout import Layout
+from elastictrain.workloads.base import Workload
+
+
+def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup) -> ZeroEngine:
+    """The engine of this rank, initialised from `config.train.seed`; all ranks of the formed group call it together.
+
+    Raises PeerLostError when one of them goes away meanwhile.
+    """
+    device = prepare_process()
+    kind = ZeroEngine if layout.pp == 1 else PipelineEngine
+    with peer_loss_named():
+        try:
+            return kind(workload, config, layout, group, device)
+        except BaseException:
+            forget_engine()
+            raise

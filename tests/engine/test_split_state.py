@@ -1,0 +1,92 @@
+"""A model split over ranks: losses of the plain model, and a state that goes from any layout to any other bit for bit.
+
+Four processes live through the journey, generation after generation, as survivors of a job do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import Rank, run_team
+from training import FolderSource, logical_shapes, plain_losses, save_shard, train, train_config, workload
+
+from elastictrain.config import TrainConfig
+from elastictrain.engine.build import build_engine
+
+Losses = dict[tuple[int, int], float]
+
+NUM_LAYERS = 4
+JOURNEY = (
+    (1, {"pp": 2}, 2),
+    (1, {}, 2),
+    (0, {}, 1),
+    (1, {"pp": 2}, 4),
+    (1, {"pp": 4}, 4),
+    (0, {"pp": 2}, 2),
+    (3, {}, 3),
+    (0, {"pp": 2}, 4),
+    (1, {"pp": 2}, 2),
+)
+"""(ZeRO stage, degrees, world size) of generations, one step each."""
+STEPS = range(1, len(JOURNEY) + 1)
+
+
+def config_of(stage: int, degrees: dict[str, int], dtype: str, **more: Any) -> TrainConfig:
+    return train_config(stage, dtype, degrees=degrees, num_layers=NUM_LAYERS, **more)
+
+
+def journey(me: Rank, folder: Path, dtype: str) -> Losses:
+    """One step in each layout; what a generation imported, it exports again before its step."""
+    found: Losses = {}
+    for generation, (stage, degrees, world_size) in enumerate(JOURNEY):
+        # Shrinking and growing at both ends, so that every process leaves and comes back.
+        members = range(world_size) if generation % 2 else range(4 - world_size, 4)
+        if me.index in members:
+            config, rank = config_of(stage, degrees, dtype), me.index - members[0]
+            group = me.group(generation, members)
+            group.form()
+            engine = build_engine(workload(config), config, config.layout(world_size), group)
+            if generation:
+                engine.import_state(FolderSource(folder / f"after{generation - 1}"))
+                save_shard(engine, folder / f"imported{generation}", rank)
+            assert {t.name: t.shape for t in engine.tensors()} == logical_shapes(config)
+            found |= train(engine, config, rank, world_size, [generation + 1])
+            save_shard(engine, folder / f"after{generation}", rank)
+            assert engine.scalars() == {"optimizer_step": generation + 1}
+            engine.close()
+            group.close()
+        me.meet()
+    return found
+
+
+def alone(me: Rank, dtype: str) -> Losses:
+    """The same steps on one rank: what bf16 gives there is what it is measured by."""
+    config = config_of(1, {}, dtype)
+    group = me.group(0, (0,))
+    group.form()
+    engine = build_engine(workload(config), config, config.layout(1), group)
+    found = train(engine, config, 0, 1, STEPS)
+    engine.close()
+    group.close()
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 5e-6), ("bf16", 5e-3)])
+def test_a_state_taken_in_any_layout_loads_in_any_other(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    losses: Losses = {}
+    for found in run_team(4, journey, tmp_path, dtype):
+        losses |= found
+    config = config_of(1, {}, dtype)
+    for generation in range(1, len(JOURNEY)):
+        stored = FolderSource(tmp_path / f"after{generation - 1}").tensors(logical_shapes(config))
+        loaded = FolderSource(tmp_path / f"imported{generation}").tensors(logical_shapes(config))
+        for name, values in stored.items():
+            assert (values == loaded[name]).all(), f"{name} changed between {JOURNEY[generation - 1 : generation + 1]}"
+    [expected] = [plain_losses(config, STEPS)] if dtype == "fp32" else run_team(1, alone, dtype)
+    assert losses.keys() == expected.keys()
+    for (step, index), value in losses.items():
+        # Norms are sums over every weight, so they round more.
+        bound = tolerance if index >= 0 else 20 * tolerance
+        assert value == pytest.approx(expected[step, index], abs=bound), f"step {step}, micro-batch {index}"

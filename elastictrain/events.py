@@ -124,6 +124,18 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds of a step that a rank did nothing for it, as the mean over the ranks."""
+
+    data_s: float
+    """For its batches."""
+    peers_s: float
+    """For other ranks, in collectives: the transfers themselves, and whoever is slower."""
+    snapshot_s: float
+    """For a snapshot's copy or its replicas."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepCommitted:
     """All shards of the state after this step are in keepers' memory (and at the buddies)."""
 
@@ -148,6 +160,23 @@ class StepCommitted:
     """Longest time that any rank's training thread waited for a snapshot's copy or its replicas."""
     skipped: Skip | None = None
     """None for a step whose update was made."""
+    waits: Waits | None = None
+    """None in journals of versions that told only of the longest waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class RanksTimed:
+    """How long the ranks of a generation worked in some consecutive steps; see `runtime.pace` for how many."""
+
+    at: float
+    """When the last of the steps was done."""
+    begun_at: float
+    """When the first of them began."""
+    generation: int
+    first_step: int
+    last_step: int
+    own_s: tuple[float, ...]
+    """By rank: mean seconds of its own work in a step, without waiting for peers, data and snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +330,7 @@ Event: TypeAlias = (
     | WorkerStarted
     | GenerationStarted
     | StepCommitted
+    | RanksTimed
     | FaultInjected
     | FailureDetected
     | StragglerFound
@@ -322,6 +352,7 @@ _KINDS: dict[str, type[Any]] = {
         WorkerStarted,
         GenerationStarted,
         StepCommitted,
+        RanksTimed,
         FaultInjected,
         FailureDetected,
         StragglerFound,

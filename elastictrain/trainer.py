@@ -189,7 +189,7 @@ class ElasticTrainer:
         earlier = read_journal(self._home.folder)
         live = Live(self.config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
         if earlier:
-            live.resume(goodput(earlier).seconds["compute"], build_report(earlier)["lost_steps"])
+            live.resume(goodput(earlier).productive_s, build_report(earlier)["lost_steps"])
         return live
 
     def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:

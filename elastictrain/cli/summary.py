@@ -64,6 +64,8 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
     yield "throughput", f"{report['throughput']['tokens_per_s']:,.0f} tokens/s"
     yield "failures", _survived(report)
     yield "goodput", f"{percent(report['goodput']['ratio'])} of {seconds_text(report['wall_s'])}: {_ledger(report)}"
+    if report["cost"]:
+        yield "cost", _cost(report["cost"])
     kept = [c for c in report["checkpoints"] if not c["removed"]]
     newest = f", newest of step {kept[-1]['step']:,}" if kept else ""
     yield "checkpoints", f"{len(report['checkpoints'])} written, {len(kept)} kept{newest}"
@@ -71,6 +73,13 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
         yield "warning", f"{warning['topic']}: {warning['message']}"
     for refused in report["rejected_checkpoints"]:
         yield "refused", f"checkpoint of step {refused['step']:,}: {refused['problem']}"
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    """The currency is the reader's."""
+    a_million = cost["per_million_tokens"]
+    each = "" if a_million is None else f", {a_million:.4g} for a million tokens"
+    return f"{cost['total']:.4g}{each}, at {cost['worker_cost_per_hour']:g} for an hour of a worker"
 
 
 def _end(report: Report) -> dict[str, Any] | None:

@@ -134,6 +134,9 @@ class ClusterSection(Section):
     """Start the Ray dashboard with the embedded cluster, on localhost."""
     dashboard_port: int = Field(default=8265, ge=1024, le=65535)
     """Its port."""
+    worker_cost_per_hour: float | None = Field(default=None, ge=0)
+    """What an hour of one worker costs, with its share of the node, in any currency: then the report says what the run
+    cost, and what a million tokens did. None: not told."""
 
 
 class SnapshotSection(Section):

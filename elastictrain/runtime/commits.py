@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from elastictrain.control.loss_guard import WINDOW, Seen, mean_loss
 from elastictrain.data.order import chain
-from elastictrain.events import StepCommitted
+from elastictrain.events import StepCommitted, Waits
+from elastictrain.runtime.pace import Pace
 from elastictrain.runtime.protocol import StepRecord, unpack_records
 from elastictrain.state.tensors import ShardHeader
 
@@ -29,6 +31,8 @@ class CommitCollector:
         """Seconds of each rank's own work in the last steps of this generation."""
         self.scalars: dict[int, Mapping[str, int | float]] = {}
         """Of the state after each step of which there was a snapshot."""
+        self.pace = Pace()
+        """How long the ranks of the committed steps worked."""
         self._seen = dict(enumerate(seen, start=step - len(seen) + 1))
         self._generation = -1
         self._world_size = 0
@@ -70,8 +74,10 @@ class CommitCollector:
 
     def _commit(self, step: int, now: float) -> StepCommitted:
         records = [self._records[step][rank] for rank in range(self._world_size)]
+        begun_at, finished_at = min(r.begun_at for r in records), max(r.finished_at for r in records)
         for rank, record in enumerate(records):
             self.own_s[rank].append(record.own_s)
+        self.pace.step(self._generation, step, begun_at, finished_at, [record.own_s for record in records])
         micro_batches = sorted(m for r in records for m in r.micro_batches)
         samples = [sample for _, _, ids in micro_batches for sample in ids]
         losses = [loss for _, loss, _ in micro_batches]
@@ -91,13 +97,18 @@ class CommitCollector:
             sample_chain=self.chains[step],
             num_samples=len(samples),
             num_tokens=sum(r.num_tokens for r in records),
-            begun_at=min(r.begun_at for r in records),
-            finished_at=max(r.finished_at for r in records),
+            begun_at=begun_at,
+            finished_at=finished_at,
             learning_rate=records[0].learning_rate,
             grad_norm=records[0].grad_norm,
             data_wait_s=max(r.data_wait_s for r in records),
             snapshot_stall_s=max(r.snapshot_stall_s for r in records),
             skipped=records[0].skipped,
+            waits=Waits(
+                data_s=fmean(r.data_wait_s for r in records),
+                peers_s=fmean(r.blocked_s for r in records),
+                snapshot_s=fmean(r.snapshot_stall_s for r in records),
+            ),
         )
 
 

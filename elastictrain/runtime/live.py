@@ -14,6 +14,7 @@ from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.status import NodeStatus, RunState, StandbyStatus, Status, WorkerStatus
+from elastictrain.tracking.ledger import waits_of
 
 PUBLISH_EVERY_S = 0.5
 _RECENT_STEPS = 20
@@ -36,16 +37,16 @@ class Live:
         self.last_recovery_s: float | None = None
         self._layout = ""
         self._world_size = 0
-        self._compute_s = 0.0
+        self._productive_s = 0.0
         self._fault_at: float | None = None
         self._broken = -1
         """The generation that failed last."""
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self._published = 0.0
 
-    def resume(self, compute_s: float, lost_steps: int) -> None:
+    def resume(self, productive_s: float, lost_steps: int) -> None:
         """Count what earlier attempts did."""
-        self._compute_s, self.lost_steps = compute_s, lost_steps
+        self._productive_s, self.lost_steps = productive_s, lost_steps
 
     def fold(self, event: Event) -> None:
         """Take note of an event."""
@@ -62,8 +63,8 @@ class Live:
                     self.status = "running"
                 if event.skipped is None:
                     self.loss = event.loss
-                step_s = event.finished_at - event.begun_at
-                self._compute_s += step_s - event.data_wait_s - event.snapshot_stall_s
+                waits = waits_of(event)
+                self._productive_s += event.finished_at - event.begun_at - waits.data_s - waits.snapshot_s
                 self._recent.append((event.finished_at, event.num_tokens))
             case FailureDetected():
                 self.status, self._fault_at, self._broken = "recovering", event.at, event.generation
@@ -107,7 +108,7 @@ class Live:
                 generation=self.generation,
                 loss=self.loss,
                 tokens_per_s=self._tokens_per_s(),
-                goodput=min(1.0, self._compute_s / max(now - self._started_at, 1e-9)),
+                goodput=min(1.0, self._productive_s / max(now - self._started_at, 1e-9)),
                 lost_steps=self.lost_steps,
                 last_recovery_s=self.last_recovery_s,
                 message=self.message,

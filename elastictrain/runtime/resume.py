@@ -37,9 +37,9 @@ from elastictrain.runtime.estate import Estate
 from elastictrain.runtime.inherit import Heir, find_heir
 from elastictrain.runtime.protocol import FaultAnnounced, RestoreFrom
 from elastictrain.state.tensors import LogicalTensor
+from elastictrain.tracking.attempts import split_attempts
 from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
 from elastictrain.tracking.in_force import micro_batch_in_force
-from elastictrain.tracking.ledger import split_attempts
 
 _STILL_SMALLER = (
     "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "

@@ -84,7 +84,15 @@ class Story:
             if self._first_step_pending:
                 self._first_step_pending = False
                 self._heal(event)
+        for window in self.commits.pace.take():
+            self.record(window)
         return steps, first
+
+    def close(self) -> None:
+        """Tell what was kept for later: no step comes any more."""
+        self.commits.pace.close()
+        for window in self.commits.pace.take():
+            self.record(window)
 
     def restore(self, source: RestoreFrom, layout: dict[str, Any] | None) -> None:
         """The next generation starts from here; what was done beyond it is lost."""

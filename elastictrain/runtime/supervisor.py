@@ -109,6 +109,7 @@ class Supervisor:
             self._check()
             self._tick()
             self._live.publish(self._fleet, self._state, self._roster.progress, force=False)
+        self._story.close()
         return self._end
 
     def _tick(self) -> None:

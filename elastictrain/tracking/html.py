@@ -14,18 +14,22 @@ from string import Template
 from typing import Any
 
 from elastictrain.tracking.chart import loss_chart
+from elastictrain.tracking.clock_chart import clock_chart
+from elastictrain.tracking.heat_map import heat_map, heat_range
 from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text, skip_text, who_text
 
 Report = dict[str, Any]
 
 LEDGER = {
-    "compute": "steps that count",
+    "compute": "ranks worked on steps that count",
+    "communication": "ranks waited for each other in those steps",
     "data_wait": "waiting for batches",
     "snapshot_stall": "waiting for copies in memory",
     "checkpoint_stall": "waiting for durable checkpoints",
     "lost": "steps that had to be done again",
     "detection": "a fault, not yet noticed",
     "recovery": "noticed, until the next step began",
+    "resize": "from one group to the next without a failure",
     "startup": "until the first step of an attempt",
     "evaluation": "held-out text",
     "shutdown": "ending",
@@ -44,6 +48,8 @@ def render_html(report: Report) -> str:
             _ending(report),
             _curve(report),
             _ledger(report),
+            _clock(report),
+            _ranks(report),
             _failures(report),
             _skipped_steps(report),
             _generations(report),
@@ -79,7 +85,7 @@ def _tiles(report: Report) -> str:
         (f"{report['lost_steps']:,}", "lost steps", f"done again after {_failure_count(report)}"),
         (seconds_text(report["median_recovery_s"]), "median recovery", "fault to first new step done"),
         (f"{report['goodput']['ratio']:.1%}", "goodput", "of the wall time"),
-        (f"{throughput['tokens_per_s']:,.0f}", "tokens/s", f"{throughput['steps_per_s']:.2f} steps/s in compute"),
+        (f"{throughput['tokens_per_s']:,.0f}", "tokens/s", f"{throughput['steps_per_s']:.2f} steps/s while it trained"),
     ]
     return '<section class="tiles">' + "".join(map(_tile, tiles)) + "</section>"
 
@@ -115,14 +121,11 @@ def _curve(report: Report) -> str:
     )
     legend = "".join(f'<span><i class="{line}"></i>{name}</span>' for line, name in lines)
     wide, narrow = loss_chart(report, 1040, 430), loss_chart(report, 380, 340)
-    return _card(
-        "Loss, and what happened on the way",
-        f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div><p class="legend">{legend}</p>',
-    )
+    return _card("Loss, and what happened on the way", _both(wide, narrow) + _legend(legend))
 
 
 def _ledger(report: Report) -> str:
-    ledger = report["goodput"]
+    ledger, workers = report["goodput"], report["worker_seconds"]
     wall_s = ledger["wall_s"] or 1.0
     used = [(bucket, ledger[bucket], meaning) for bucket, meaning in LEDGER.items() if ledger[bucket] > 0]
     bar = "".join(
@@ -135,12 +138,58 @@ def _ledger(report: Report) -> str:
             f'<span class="meaning">{meaning}</span>',
             seconds_text(seconds),
             f"{seconds / wall_s:.1%}",
+            seconds_text(workers[bucket]),
         )
         for bucket, seconds, meaning in used
     ]
-    rows.append(("<b>wall time</b>", "", f"<b>{seconds_text(ledger['wall_s'])}</b>", "<b>100%</b>"))
-    table = _table(("bucket", "", ">time", ">share"), rows)
-    return _card(f"Where the time went: {ledger['ratio']:.1%} goodput", f'<div class="bar">{bar}</div>{table}')
+    all_workers = seconds_text(workers["total"])
+    rows.append(
+        ("<b>wall time</b>", "", f"<b>{seconds_text(ledger['wall_s'])}</b>", "<b>100%</b>", f"<b>{all_workers}</b>")
+    )
+    table = _table(("bucket", "", ">time", ">share", ">all workers"), rows)
+    content = f'<div class="bar">{bar}</div>{table}{_cost(report["cost"])}'
+    return _card(f"Where the time went: {ledger['ratio']:.1%} goodput", content)
+
+
+def _cost(cost: Report | None) -> str:
+    """In words; the currency is the reader's."""
+    if cost is None:
+        return ""
+    a_million = cost["per_million_tokens"]
+    each = "" if a_million is None else f", {a_million:.4g} for a million tokens"
+    price = f"{cost['worker_cost_per_hour']:g} for an hour of a worker"
+    return f'<p class="quiet">Cost: {cost["total"]:.4g}{each}, at {price}.</p>'
+
+
+def _clock(report: Report) -> str:
+    """The same over the wall time; no card before there is any."""
+    if not report["wall_s"]:
+        return ""
+    used = [bucket for bucket in LEDGER if bucket in report["timeline"]["seconds"]]
+    legend = "".join(f'<span><i class="patch" style="background:var(--{b})"></i>{_bucket(b)}</span>' for b in used)
+    return _card(
+        "Over the clock", _both(clock_chart(report, 1040, 420), clock_chart(report, 380, 380)) + _legend(legend)
+    )
+
+
+def _ranks(report: Report) -> str:
+    """Who is slow; no card where nobody was timed."""
+    if not report["rank_times"]:
+        return ""
+    fast, slow = map(seconds_text, heat_range(report))
+    legend = (
+        f'<span><i class="patch cool"></i>{fast}</span><span><i class="patch hot"></i>{slow} of own work a step</span>'
+    )
+    return _card("How long each rank works", _both(heat_map(report, 1040), heat_map(report, 380)) + _legend(legend))
+
+
+def _both(wide: str, narrow: str) -> str:
+    """One picture for a screen, one for a phone."""
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+
+def _legend(content: str) -> str:
+    return f'<p class="legend">{content}</p>'
 
 
 def _bucket(name: str) -> str:
@@ -276,4 +325,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td{' class=number' * n}>{cell}</td>" for cell, n in zip(row, numeric)) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table{" class=many" * (len(head) > 4)}><tr>{heads}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table{" class=many" * (len(head) > 5)}><tr>{heads}</tr>{body}</table></div>'

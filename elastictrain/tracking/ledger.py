@@ -1,30 +1,27 @@
-"""The goodput ledger: where every second of a run went (pure).
+"""The goodput ledger: where every second of a run went, and every second of every worker (pure).
 
 The time line from the first attempt's start to the last event is cut at every moment that the journal knows. Each
-piece goes to one bucket: of all spans that cover it, the one whose bucket stands first in `BUCKETS`; `idle` where none
-does. So the buckets are never negative and their sum is the wall time by construction, whatever the events say.
-O(n log n) for n events; about a second for 100,000 steps.
+piece goes to the strongest claim on it (`claims.CLAIMS`), or to `idle` where there is none; a piece of a step is
+divided by what the step's ranks waited for, on average. At each moment the run has as many workers as its newest
+generation has ranks (before the first generation, as many as that has), and theirs is what the run's moment is.
+
+Counted in whole microseconds, so that the sums are exact whatever the events say: the buckets' to the wall time, and
+the workers' to wall time times workers. O(n log n) for n events; about a second for 100,000 steps.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import fsum, inf
+from typing import NamedTuple
 
-from elastictrain.events import (
-    DRIVER_LOST,
-    CheckpointWritten,
-    Evaluated,
-    Event,
-    FailureDetected,
-    GenerationStarted,
-    RunEnded,
-    RunStarted,
-    StepCommitted,
-)
+from elastictrain.events import Event, GenerationStarted, StepCommitted, Waits
+from elastictrain.tracking.attempts import split_attempts
+from elastictrain.tracking.claims import CLAIMS, Span, claims_of
 from elastictrain.tracking.committed import committed_steps
 
 BUCKETS = (
@@ -32,167 +29,176 @@ BUCKETS = (
     "detection",
     "lost",
     "recovery",
+    "resize",
     "checkpoint_stall",
     "snapshot_stall",
     "data_wait",
+    "communication",
     "compute",
     "evaluation",
     "shutdown",
     "startup",
     "idle",
 )
-"""All buckets, the strongest claim on a moment first. docs/report.md says what each means."""
+"""All buckets. docs/report.md says what each means."""
 
-Span = tuple[float, float, str]
-"""From, to, bucket."""
+PRODUCTIVE = ("compute", "communication")
+"""What steps that stand are made of."""
+
+_US = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Goodput:
-    """Seconds by bucket, every bucket there."""
+    """Microseconds by bucket, every bucket there, of the run or of a part of its time."""
 
-    seconds: dict[str, float]
-    wall_s: float
+    run_us: Mapping[str, int]
+    workers_us: Mapping[str, int]
+    """The same of all workers together."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of the run, by bucket."""
+        return {bucket: us / _US for bucket, us in self.run_us.items()}
+
+    @property
+    def worker_seconds(self) -> dict[str, float]:
+        """Of all workers, by bucket."""
+        return {bucket: us / _US for bucket, us in self.workers_us.items()}
+
+    @property
+    def wall_s(self) -> float:
+        """The sum of the run's buckets."""
+        return sum(self.run_us.values()) / _US
+
+    @property
+    def productive_s(self) -> float:
+        """Time of the run in which steps that stand were computed."""
+        return sum(self.run_us[bucket] for bucket in PRODUCTIVE) / _US
 
     @property
     def ratio(self) -> float:
-        """The part of the wall time in which steps that stand were computed."""
-        return self.seconds["compute"] / self.wall_s if self.wall_s > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt's events, and the time in which its process was there."""
-
-    events: tuple[Event, ...]
-    begun_at: float
-    ended_at: float
-
-    @property
-    def ending(self) -> RunEnded | None:
-        """How it ended; None when it was cut off, or runs still."""
-        return next((e for e in reversed(self.events) if isinstance(e, RunEnded)), None)
-
-
-def split_attempts(events: Iterable[Event], now: float | None = None) -> list[Attempt]:
-    """The attempts in order. With `now`, an unended last attempt is taken to be running at that time.
-
-    A step that is told before an attempt's first generation was done in an earlier one, whose driver did not live to
-    tell: it counts there.
-    """
-    groups: list[list[Event]] = []
-    trained = 0
-    for event in events:
-        if isinstance(event, RunStarted):
-            groups.append([])
-        elif isinstance(event, GenerationStarted):
-            trained = len(groups) - 1
-        if groups:
-            groups[trained if isinstance(event, StepCommitted) else -1].append(event)
-    attempts = [Attempt(tuple(g), g[0].at, max(_latest(e) for e in g)) for g in groups]
-    if now is not None and attempts and attempts[-1].ending is None:
-        last = attempts[-1]
-        attempts[-1] = Attempt(last.events, last.begun_at, max(last.ended_at, now))
-    return attempts
+        """The part of the wall time that is `productive_s`."""
+        return self.productive_s / self.wall_s if self.wall_s else 0.0
 
 
 def goodput(events: Sequence[Event], now: float | None = None) -> Goodput:
     """Fold the events, in journal order, up to the last one or, for a run that goes on, to `now`."""
+    return over_time(events, 1, now)[0]
+
+
+def over_time(events: Sequence[Event], parts: int, now: float | None = None) -> list[Goodput]:
+    """The same for each of so many parts of the wall time, as equal as microseconds allow; `total` adds them up."""
     attempts = split_attempts(events, now)
     if not attempts:
-        return Goodput(dict.fromkeys(BUCKETS, 0.0), 0.0)
+        return [_of_counts(Counter(), Counter())] * parts
     undone = {id(step) for step in committed_steps(events).undone}
     spans: list[Span] = []
     for attempt in attempts:
-        spans += _spans(attempt, undone)
-    spans += [(a.ended_at, b.begun_at, "down") for a, b in pairwise(attempts)]
-    begun_at, ended_at = attempts[0].begun_at, max(a.ended_at for a in attempts)
-    return Goodput(_cut(spans, begun_at, ended_at), ended_at - begun_at)
+        spans += claims_of(attempt, undone)
+    spans += [Span(a.ended_at, b.begun_at, "down") for a, b in pairwise(attempts)]
+    begun, ended = _us(attempts[0].begun_at), _us(max(a.ended_at for a in attempts))
+    edges = [begun + (ended - begun) * part // parts for part in range(parts + 1)]
+    sizes = _Sizes(events)
+    run: list[Counter[str]] = [Counter() for _ in range(parts)]
+    workers: list[Counter[str]] = [Counter() for _ in range(parts)]
+    part = 0
+    for piece in _cut(spans, begun, ended, [*edges, *sizes.changes]):
+        while piece.start >= edges[part + 1]:
+            part += 1
+        size = sizes.at(piece.start)
+        for bucket, us in _divided(piece):
+            run[part][bucket] += us
+            workers[part][bucket] += us * size
+    return [_of_counts(*counts) for counts in zip(run, workers)]
 
 
-def _latest(event: Event) -> float:
-    if isinstance(event, StepCommitted):
-        return max(event.at, event.finished_at)
-    return max(event.at, event.detected_at) if isinstance(event, FailureDetected) else event.at
+def total(parts: Iterable[Goodput]) -> Goodput:
+    """All of these together."""
+    run, workers = Counter[str](), Counter[str]()
+    for part in parts:
+        run.update(part.run_us)
+        workers.update(part.workers_us)
+    return _of_counts(run, workers)
 
 
-def _spans(attempt: Attempt, undone: set[int]) -> Iterator[Span]:
-    """Every claim of one attempt's events on its time."""
-    steps = [e for e in attempt.events if isinstance(e, StepCommitted)]
-    failures = [e for e in attempt.events if isinstance(e, FailureDetected) and e.kind != DRIVER_LOST]  # that is `down`
-    generations = [e for e in attempt.events if isinstance(e, GenerationStarted)]
-    evaluations = [e for e in attempt.events if isinstance(e, Evaluated)]
-    first_step_at = min((s.begun_at for s in steps), default=attempt.ended_at)
-    yield attempt.begun_at, first_step_at, "startup"
-    for step in steps:
-        yield from _step_spans(step, undone=id(step) in undone)
-    for event in attempt.events:
-        if isinstance(event, CheckpointWritten):
-            begun_at = event.at - event.seconds
-            yield begun_at, begun_at + event.stall_s, "checkpoint_stall"
-    busy = [s.finished_at for s in steps] + [g.at for g in generations]
-    for evaluation in evaluations:
-        begun_at = max((t for t in busy if t <= evaluation.at), default=evaluation.at)
-        yield begun_at, evaluation.at, "evaluation"
-    worked = [s.finished_at for s in steps] + [f.detected_at for f in failures] + [e.at for e in evaluations]
-    stop_at = max(worked, default=attempt.ended_at) if attempt.ending else attempt.ended_at
-    yield stop_at, attempt.ended_at, "shutdown"
-    yield from _failure_spans(failures, generations, steps, stop_at)
+def waits_of(step: StepCommitted) -> Waits:
+    """What the step's ranks waited for; from the longest waits where nothing else was told."""
+    return step.waits or Waits(step.data_wait_s, 0.0, step.snapshot_stall_s)
 
 
-def _step_spans(step: StepCommitted, undone: bool) -> Iterator[Span]:
-    stalled_until = step.finished_at + step.snapshot_stall_s
-    if undone:
-        yield step.begun_at, stalled_until, "lost"
-        return
-    yield step.begun_at, step.finished_at, "compute"
-    if step.data_wait_s > 0:
-        yield step.begun_at, min(step.begun_at + step.data_wait_s, step.finished_at), "data_wait"
-    if step.snapshot_stall_s > 0:
-        yield step.finished_at, stalled_until, "snapshot_stall"
+def _of_counts(run: Counter[str], workers: Counter[str]) -> Goodput:
+    return Goodput({bucket: run[bucket] for bucket in BUCKETS}, {bucket: workers[bucket] for bucket in BUCKETS})
 
 
-def _failure_spans(
-    failures: Sequence[FailureDetected],
-    generations: Sequence[GenerationStarted],
-    steps: Sequence[StepCommitted],
-    stop_at: float,
-) -> Iterator[Span]:
-    """The step in flight that is lost, the time to notice, the time until a later generation begins a step."""
-    begins: dict[int, float] = {g.index: g.at for g in generations}
-    resumes: dict[int, float] = {}
-    for step in steps:
-        begins[step.generation] = max(begins.get(step.generation, -inf), step.finished_at)
-        resumes[step.generation] = min(resumes.get(step.generation, inf), step.begun_at)
-    faults: dict[int, float] = {}
-    for failure in failures:
-        faults[failure.generation] = min(faults.get(failure.generation, inf), failure.at)
-    for generation, fault_at in faults.items():
-        yield begins.get(generation, fault_at), fault_at, "lost"
-    for failure in failures:
-        yield failure.at, failure.detected_at, "detection"
-        resumed_at = min((at for g, at in resumes.items() if g > failure.generation), default=stop_at)
-        yield failure.detected_at, resumed_at, "recovery"
+def _us(at: float) -> int:
+    return round(at * _US)
 
 
-def _cut(spans: Iterable[Span], begun_at: float, ended_at: float) -> dict[str, float]:
-    """Seconds of each bucket on [begun_at, ended_at]."""
+class _Sizes:
+    """How many workers a run has, at any time (microseconds)."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        begun = sorted((_us(e.at), e.index, e.world_size) for e in events if isinstance(e, GenerationStarted))
+        self.changes = [at for at, _, _ in begun]
+        self._sizes = [size for _, _, size in begun]
+
+    def at(self, time_us: int) -> int:
+        """Of the newest generation, or of the first one before that."""
+        return self._sizes[max(bisect_right(self.changes, time_us) - 1, 0)] if self._sizes else 0
+
+
+class _Piece(NamedTuple):
+    start: int
+    stop: int
+    claim: str
+    step: StepCommitted | None
+
+
+def _cut(spans: Iterable[Span], begun: int, ended: int, more_cuts: Iterable[int]) -> Iterator[_Piece]:
+    """The pieces of [begun, ended], in order, each with the strongest claim on it."""
     claims = sorted(
-        (max(start, begun_at), min(stop, ended_at), BUCKETS.index(bucket))
-        for start, stop, bucket in spans
-        if max(start, begun_at) < min(stop, ended_at)
+        (
+            (max(_us(span.start), begun), min(_us(span.stop), ended), CLAIMS.index(span.claim), span.step)
+            for span in spans
+            if max(_us(span.start), begun) < min(_us(span.stop), ended)
+        ),
+        key=lambda claim: claim[:3],
     )
-    cuts = sorted({begun_at, ended_at, *(c[0] for c in claims), *(c[1] for c in claims)})
-    pieces: dict[str, list[float]] = {bucket: [] for bucket in BUCKETS}
-    open_claims: list[tuple[int, float]] = []
-    waiting = iter(claims)
-    claim = next(waiting, None)
-    for start, stop in pairwise(cuts):
-        while claim is not None and claim[0] <= start:
-            heapq.heappush(open_claims, (claim[2], claim[1]))
-            claim = next(waiting, None)
+    cuts = {
+        begun,
+        ended,
+        *(c[0] for c in claims),
+        *(c[1] for c in claims),
+        *(c for c in more_cuts if begun < c < ended),
+    }
+    open_claims: list[tuple[int, int, int]] = []
+    waiting = 0
+    for start, stop in pairwise(sorted(cuts)):
+        while waiting < len(claims) and claims[waiting][0] <= start:
+            _, until, claim, _ = claims[waiting]
+            heapq.heappush(open_claims, (claim, until, waiting))
+            waiting += 1
         while open_claims and open_claims[0][1] <= start:
             heapq.heappop(open_claims)
-        bucket = BUCKETS[open_claims[0][0]] if open_claims else "idle"
-        pieces[bucket].append(stop - start)
-    return {bucket: fsum(seconds) for bucket, seconds in pieces.items()}
+        if open_claims:
+            claim, _, number = open_claims[0]
+            yield _Piece(start, stop, CLAIMS[claim], claims[number][3])
+        else:
+            yield _Piece(start, stop, "idle", None)
+
+
+def _divided(piece: _Piece) -> Iterator[tuple[str, int]]:
+    """The piece's time by bucket: a step's by its waits, the rest of which is computing."""
+    left = piece.stop - piece.start
+    if piece.step is None:
+        yield piece.claim, left
+        return
+    waits = waits_of(piece.step)
+    waited = (("data_wait", waits.data_s), ("snapshot_stall", waits.snapshot_s), ("communication", waits.peers_s))
+    step_s = max(piece.step.finished_at - piece.step.begun_at, 1e-6)
+    for bucket, seconds in waited:
+        us = min(left, round((piece.stop - piece.start) * min(max(seconds, 0.0) / step_s, 1.0)))
+        left -= us
+        yield bucket, us
+    yield "compute", left

@@ -98,7 +98,7 @@ class Lineage:
         elif isinstance(event, Warned):
             batch.tags["elastictrain.last_warning"] = cut(redact(f"{event.topic}: {event.message}"))
         elif isinstance(event, RunEnded):
-            batch.metrics.append(self._goodput_point(event.at))
+            batch.metrics += self._ledger_points(event.at)
             batch.tags["elastictrain.status"] = event.status
             batch.status, batch.ended_at_ms = MLFLOW_STATUS[event.status], _ms(event.at)
 
@@ -108,10 +108,15 @@ class Lineage:
                 yield _point("ft/recovery_s", event.at - failure.at, event.at, failure.step)
         self._open_failures = [f for f in self._open_failures if f.generation >= event.generation]
         yield _point("ft/lost_steps", event.lost_steps, event.at, event.first_step)
-        yield self._goodput_point(event.at)
+        yield from self._ledger_points(event.at)
 
-    def _goodput_point(self, at: float) -> Point:
-        return _point("goodput/ratio", goodput(self.events).ratio, at, self._step)
+    def _ledger_points(self, at: float) -> Iterator[Point]:
+        """The ledger so far: each bucket that is used, in seconds of the run."""
+        ledger = goodput(self.events)
+        yield _point("goodput/ratio", ledger.ratio, at, self._step)
+        for bucket, seconds in ledger.seconds.items():
+            if seconds:
+                yield _point(f"goodput/{bucket}_s", seconds, at, self._step)
 
 
 def cut(text: str) -> str:

@@ -24,15 +24,18 @@ from elastictrain.events import (
     FailureDetected,
     FaultInjected,
     GenerationStarted,
+    RanksTimed,
     Recovered,
     RunStarted,
     StepCommitted,
     StragglerFound,
     Warned,
 )
+from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.committed import committed_steps
-from elastictrain.tracking.ledger import Attempt, goodput, split_attempts
+from elastictrain.tracking.ledger import Goodput, over_time, total
 from elastictrain.tracking.redact import redact, redact_all
+from elastictrain.tracking.timeline import PARTS, timeline
 
 REPORT_VERSION = 1
 """Grows when a field changes its meaning or goes away; new fields alone do not change it."""
@@ -56,7 +59,8 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
     failures = [f for attempt in attempts for f in _failures(attempt, begun_at)]
     healed = [f for f in failures if f["recovered_s"] is not None and f["kind"] != DRIVER_LOST]  # not by itself
     recoveries_s = [f["recovered_s"] for f in healed]
-    ledger = goodput(run, now)
+    parts = over_time(run, PARTS, now)
+    ledger = total(parts)
     return {
         "version": REPORT_VERSION,
         "run": latest.run,
@@ -71,8 +75,23 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "lost_steps": _lost_steps(attempts),
         "median_recovery_s": median(recoveries_s) if recoveries_s else None,
         "goodput": {**ledger.seconds, "wall_s": ledger.wall_s, "ratio": ledger.ratio},
+        "worker_seconds": {**ledger.worker_seconds, "total": sum(ledger.workers_us.values()) / 1e6},
+        "cost": _cost(latest.config, ledger, sum(s.num_tokens for s in steps)),
+        "timeline": timeline(parts, steps, begun_at),
+        "rank_times": [
+            {
+                "generation": e.generation,
+                "first_step": e.first_step,
+                "last_step": e.last_step,
+                "own_s": list(e.own_s),
+                "begun_s": e.begun_at - begun_at,
+                "at_s": e.at - begun_at,
+            }
+            for e in run
+            if isinstance(e, RanksTimed)
+        ],
         "checkpoints": _checkpoints(run, begun_at),
-        "throughput": _throughput(steps, ledger.seconds["compute"], ledger.wall_s),
+        "throughput": _throughput(steps, ledger.productive_s, ledger.wall_s),
         "evaluation": _evaluation(run, begun_at),
         "data": _data(run),
         "warnings": _warnings(run, begun_at, delivered),
@@ -247,12 +266,26 @@ def _checkpoints(events: Sequence[Event], begun_at: float) -> list[dict[str, Any
     return list(written.values())
 
 
-def _throughput(steps: Sequence[StepCommitted], compute_s: float, wall_s: float) -> dict[str, float]:
+def _cost(config: dict[str, Any], ledger: Goodput, tokens: int) -> dict[str, Any] | None:
+    """What the workers' time cost, but for the time in which nobody ran the run; None without a price."""
+    price = (config.get("cluster") or {}).get("worker_cost_per_hour")
+    if not isinstance(price, int | float):
+        return None
+    paid_us = {bucket: us for bucket, us in ledger.workers_us.items() if bucket != "down"}
+    spent = sum(paid_us.values()) / 3.6e9 * price
+    return {
+        "worker_cost_per_hour": price,
+        "total": spent,
+        "per_million_tokens": spent / tokens * 1e6 if tokens else None,
+    }
+
+
+def _throughput(steps: Sequence[StepCommitted], productive_s: float, wall_s: float) -> dict[str, float]:
     tokens, samples = sum(s.num_tokens for s in steps), sum(s.num_samples for s in steps)
     return {
-        "tokens_per_s": tokens / compute_s if compute_s else 0.0,
-        "samples_per_s": samples / compute_s if compute_s else 0.0,
-        "steps_per_s": len(steps) / compute_s if compute_s else 0.0,
+        "tokens_per_s": tokens / productive_s if productive_s else 0.0,
+        "samples_per_s": samples / productive_s if productive_s else 0.0,
+        "steps_per_s": len(steps) / productive_s if productive_s else 0.0,
         "tokens_per_s_wall": tokens / wall_s if wall_s else 0.0,
     }
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastictrain.data.order import EMPTY_CHAIN, SampleOrder
-from elastictrain.events import StepCommitted
+from elastictrain.events import StepCommitted, Waits
 from elastictrain.plan.layout import plan_layout
 from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.protocol import StepRecord, pack_records, unpack_records
@@ -22,7 +22,9 @@ def record(step: int, world_size: int, rank: int) -> StepRecord:
     layout = plan_layout(world_size, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, zero_stage=1)
     batches = ORDER.micro_batches(step, layout, rank)
     losses = tuple((m.global_index, 1.0 / (1 + step * 31 + m.global_index), m.samples) for m in batches)
-    return StepRecord(step, losses, 10, 100.0 + step, 100.5 + step + rank, 0.1, 1.0, 0.001 * rank, 0.002)
+    return StepRecord(
+        step, losses, 10, 100.0 + step, 100.5 + step + rank, 0.1, 1.0, 0.001 * rank, 0.002, 0.1 * (rank + 1)
+    )
 
 
 def header(generation: int, step: int, world_size: int, rank: int, every: int = 1) -> ShardHeader:
@@ -70,6 +72,7 @@ def test_a_step_counts_only_when_every_rank_has_it() -> None:
     assert (event.step, event.at, event.num_samples) == (1, 5.0, GLOBAL_BATCH)
     assert event.begun_at == 101.0
     assert event.finished_at == 102.5
+    assert event.waits == Waits(data_s=0.0005, peers_s=(0.1 * 1 + 0.1 * 2) / 2, snapshot_s=0.002)
 
 
 def test_snapshots_every_few_steps_bring_all_their_steps() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import hypothesis.strategies as st
 from hypothesis import example, given
 
@@ -16,14 +18,17 @@ from elastictrain.events import (
     RunEnded,
     RunStarted,
     StepCommitted,
+    Waits,
 )
+from elastictrain.tracking.attempts import split_attempts
 from elastictrain.tracking.committed import committed_steps
-from elastictrain.tracking.ledger import BUCKETS, goodput
+from elastictrain.tracking.ledger import BUCKETS, goodput, over_time, total
 from elastictrain.tracking.report import build_report
 
 BEGINNING = 1_790_000_000.0
 times = st.floats(0, 1000).map(lambda t: BEGINNING + t)
 spans_s = st.floats(0, 50)
+waits_s = st.floats(0, 50) | st.floats(-1, 1e9)
 small = st.integers(1, 5)
 
 run_started = st.builds(
@@ -58,6 +63,7 @@ events = st.one_of(
         grad_norm=st.just(1.0),
         data_wait_s=spans_s,
         snapshot_stall_s=spans_s,
+        waits=st.none() | st.builds(Waits, data_s=waits_s, peers_s=waits_s, snapshot_s=waits_s),
     ),
     st.builds(
         FailureDetected,
@@ -109,14 +115,56 @@ events = st.one_of(
 journals = st.lists(events, max_size=40)
 
 
+def us(at: float) -> int:
+    return round(at * 1_000_000)
+
+
+def wall(journal: list[Event], now: float | None) -> tuple[int, int]:
+    """Begin and end of the run, in microseconds."""
+    attempts = split_attempts(journal, now)
+    return (us(attempts[0].begun_at), us(max(a.ended_at for a in attempts))) if attempts else (0, 0)
+
+
+def workers_us(journal: list[Event], begun: int, ended: int) -> int:
+    """Wall time times workers, generation by generation."""
+    told = [(us(e.at), e.index, e.world_size) for e in journal if isinstance(e, GenerationStarted)]
+    generations = sorted(told)
+    if not generations:
+        return 0
+    starts = [begun, *(min(max(at, begun), ended) for at, _, _ in generations[1:]), ended]
+    return sum((stop - start) * size for start, stop, (_, _, size) in zip(starts, starts[1:], generations))
+
+
 @given(journals, st.none() | times)
 @example([], None)
-def test_buckets_are_not_negative_and_sum_to_the_wall_time(journal: list[Event], now: float | None) -> None:
+def test_every_second_of_every_worker_is_in_one_bucket(journal: list[Event], now: float | None) -> None:
     ledger = goodput(journal, now)
-    assert set(ledger.seconds) == set(BUCKETS)
-    assert all(seconds >= 0 for seconds in ledger.seconds.values())
-    assert abs(sum(ledger.seconds.values()) - ledger.wall_s) <= 1e-6
+    begun, ended = wall(journal, now)
+    for counted, whole in (
+        (ledger.run_us, ended - begun),
+        (ledger.workers_us, workers_us(journal, begun, ended)),
+    ):
+        assert set(counted) == set(BUCKETS)
+        assert all(isinstance(microseconds, int) and microseconds >= 0 for microseconds in counted.values())
+        assert sum(counted.values()) == whole
     assert 0 <= ledger.ratio <= 1
+
+
+def steps_as_one(counted: Mapping[str, int]) -> dict[str, int]:
+    """What steps are divided into is rounded piece by piece; their sum is not."""
+    divided = ("compute", "communication", "data_wait", "snapshot_stall")
+    return {b: us for b, us in counted.items() if b not in divided} | {"steps": sum(counted[b] for b in divided)}
+
+
+@given(journals, st.none() | times, st.integers(1, 50))
+def test_the_parts_of_the_time_sum_to_the_whole(journal: list[Event], now: float | None, parts: int) -> None:
+    split = over_time(journal, parts, now)
+    assert len(split) == parts
+    together, whole = total(split), goodput(journal, now)
+    assert steps_as_one(together.run_us) == steps_as_one(whole.run_us)
+    assert steps_as_one(together.workers_us) == steps_as_one(whole.workers_us)
+    sums = [sum(part.run_us.values()) for part in split]
+    assert max(sums) - min(sums) <= 1
 
 
 @given(journals)

@@ -19,6 +19,7 @@ from elastictrain.events import (
     FaultInjected,
     GenerationStarted,
     Member,
+    RanksTimed,
     Recovered,
     RunEnded,
     RunStarted,
@@ -106,6 +107,14 @@ class Story:
                 )
             )
             self.clock += step_s + 0.01
+        return self
+
+    def timed(self, num_steps: int = 10) -> Story:
+        """So many of the last steps, timed rank by rank; the last rank is slower, and slower still as time goes by."""
+        first = self.step - num_steps + 1
+        own_s = (*(0.2 + 0.001 * rank for rank in range(self.world_size - 1)), 0.24 + self.step * 4e-4)
+        begun_at = self.clock - num_steps * 0.51
+        self.tell(RanksTimed(self.clock, begun_at, self.generation_index, first, self.step, own_s))
         return self
 
     def kill(self, rank: int = 1, partial_s: float = 0.2, detect_s: float = 0.05, injected: bool = False) -> Story:
@@ -224,10 +233,10 @@ class Story:
 
 def full_story(run: str = "demo") -> Story:
     """A run in which everything happens: two kills, a crash of the driver, a resume, an end."""
-    story = Story(run).start(data=True).generation().steps(50).checkpoint(removed=True).steps(30)
-    story.kill(injected=True).recover().steps(19).checkpoint().steps(20)
+    story = Story(run).start(data=True).generation().steps(50).timed(50).checkpoint(removed=True).steps(30).timed(30)
+    story.kill(injected=True).recover().steps(19).timed().checkpoint().steps(20)
     story.trouble().kill(rank=0).recover(recovery_s=0.9, world_size=1).steps(9)
     story.wait(12)
-    story.start(startup_s=4.0).generation(world_size=2, first_step=101, cause="resume").steps(60).checkpoint()
+    story.start(startup_s=4.0).generation(world_size=2, first_step=101, cause="resume").steps(60).timed(60).checkpoint()
     story.steps(19).steps(1, skipped=Skip("spike", 3.2, 161)).steps(20).checkpoint()
     return story.evaluate().end()

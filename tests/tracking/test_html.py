@@ -14,6 +14,8 @@ from hypothesis import given
 
 from elastictrain.events import Cause, Warned
 from elastictrain.tracking.chart import standalone_svg
+from elastictrain.tracking.clock_chart import STACK, clock_chart
+from elastictrain.tracking.heat_map import heat_map
 from elastictrain.tracking.html import LEDGER, render_html
 from elastictrain.tracking.ledger import BUCKETS
 from elastictrain.tracking.report import build_report
@@ -125,6 +127,41 @@ def test_every_bucket_has_a_meaning_and_a_colour() -> None:
     assert set(LEDGER) == set(BUCKETS)
     html = render_html(build_report(full_story().events))
     assert all(f"--{bucket}:" in html for bucket in BUCKETS)
+
+
+def test_every_bucket_has_a_place_in_the_stack() -> None:
+    assert sorted(STACK) == sorted(BUCKETS)
+
+
+@pytest.mark.parametrize("width", [1040, 380])
+def test_the_pictures_over_the_clock_lie_within_their_frame(width: int) -> None:
+    report = build_report(full_story().events)
+    for drawn in (clock_chart(report, width, 420), heat_map(report, width)):
+        picture = ElementTree.fromstring(drawn)
+        _, _, right, bottom = map(float, picture.attrib["viewBox"].split())
+        for box in picture.iter("rect"):
+            x, y, w, h = (float(box.attrib[name]) for name in ("x", "y", "width", "height"))
+            assert 0 <= x <= x + w <= right
+            assert 0 <= y <= y + h <= bottom
+        numbers = re.findall(r"([\d.-]+),([\d.-]+)", drawn.replace("color-mix(in oklab,var", ""))
+        assert all(0 <= float(x) <= right and 0 <= float(y) <= bottom for x, y in numbers)
+
+
+def test_the_heat_map_of_a_thousand_ranks_shows_the_slow_one_and_stays_small() -> None:
+    story = Story()
+    story.world_size = 1000
+    story.start().generation(world_size=1000)
+    for _ in range(300):
+        story.steps(10).timed()
+    drawn = heat_map(build_report(story.events), 1040)
+    assert len(drawn) < 1_500_000
+    hottest = max(int(heat) for heat in re.findall(r"var\(--hot\) (\d+)%", drawn))
+    assert hottest == 100
+    assert "rank 999, steps" in drawn
+
+
+def test_a_run_that_nobody_timed_has_no_heat_map() -> None:
+    assert heat_map(build_report(Story().start().generation().steps(3).events), 1040) == ""
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=300), st.integers(4, 50))

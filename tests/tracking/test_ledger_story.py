@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from example_events import START_AT, Story, full_story
 
-from elastictrain.events import CheckpointWritten
-from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput
+from elastictrain.events import CheckpointWritten, StepCommitted, Waits
+from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput, over_time, total
 
 TOLERANCE_S = 2e-6
 """Unix times are kept to a quarter of a microsecond."""
@@ -20,10 +22,6 @@ def expect(ledger: Goodput, **seconds: float) -> None:
 
 def quiet(story: Story) -> Story:
     """Without waits and stalls, for plain arithmetic."""
-    from dataclasses import replace
-
-    from elastictrain.events import StepCommitted
-
     story.events = [
         replace(e, data_wait_s=0.0, snapshot_stall_s=0.0, at=e.finished_at) if isinstance(e, StepCommitted) else e
         for e in story.events
@@ -41,7 +39,52 @@ def test_a_run_without_failures() -> None:
 def test_waits_and_stalls_are_not_compute() -> None:
     ledger = goodput(Story().start(6).generation().steps(10, step_s=0.5).events)
     # 0.004 s of data wait and 0.002 s of stall a step; the last step's commit comes 0.02 s after it
-    expect(ledger, startup=6, compute=4.96, data_wait=0.04, snapshot_stall=0.02, idle=9 * 0.008 + 0.018)
+    expect(ledger, startup=6, compute=4.94, data_wait=0.04, snapshot_stall=0.02, idle=9 * 0.01 + 0.02)
+
+
+def test_waiting_for_peers_is_productive_and_no_compute() -> None:
+    story = Story().start(6).generation().steps(10, step_s=0.5)
+    waits = Waits(data_s=0.002, peers_s=0.2, snapshot_s=0.001)
+    story.events = [replace(e, waits=waits) if isinstance(e, StepCommitted) else e for e in story.events]
+    ledger = goodput(story.events)
+    expect(ledger, startup=6, compute=2.97, communication=2, data_wait=0.02, snapshot_stall=0.01, idle=0.11)
+    assert ledger.productive_s == pytest.approx(4.97, abs=TOLERANCE_S)
+    assert ledger.ratio == pytest.approx(4.97 / ledger.wall_s, abs=1e-6)
+
+
+def test_waits_longer_than_the_step_leave_no_compute_and_take_nothing_else() -> None:
+    story = quiet(Story().start(6).generation().steps(1, step_s=0.5))
+    waits = Waits(data_s=0.3, peers_s=0.4, snapshot_s=9.0)
+    story.events = [replace(e, waits=waits) if isinstance(e, StepCommitted) else e for e in story.events]
+    expect(goodput(story.events), startup=6, data_wait=0.3, snapshot_stall=0.2)
+
+
+def resized() -> Story:
+    """Two steps of two workers, then two of four."""
+    story = Story().start(6).generation(world_size=2).steps(2).wait(0.7)
+    return quiet(story.generation(world_size=4, cause="resize").wait(0.1).steps(2))
+
+
+def test_a_change_of_size_without_a_failure_is_a_resize() -> None:
+    expect(goodput(resized().events), startup=6, compute=2, resize=0.81, idle=0.02)
+
+
+def test_the_run_has_as_many_workers_as_its_newest_generation_has_ranks() -> None:
+    workers = goodput(resized().events).worker_seconds
+    used = {bucket: seconds for bucket, seconds in workers.items() if seconds}
+    expected = {"startup": 2 * 6, "compute": 2 * 1 + 4 * 1, "resize": 2 * 0.71 + 4 * 0.1, "idle": 2 * 0.01 + 4 * 0.01}
+    assert used == pytest.approx(expected, abs=4 * TOLERANCE_S)
+
+
+def test_parts_of_the_time_add_up_to_the_whole() -> None:
+    events = full_story().events
+    parts = over_time(events, 37)
+    assert len(parts) == 37
+    together, whole = total(parts), goodput(events)
+    assert sum(together.run_us.values()) == sum(whole.run_us.values())
+    assert together.seconds == pytest.approx(whole.seconds, abs=1e-3)
+    assert together.worker_seconds == pytest.approx(whole.worker_seconds, abs=1e-3)
+    assert max(p.wall_s for p in parts) - min(p.wall_s for p in parts) < TOLERANCE_S
 
 
 def test_a_kill_costs_the_step_in_flight_detection_and_recovery() -> None:

@@ -54,7 +54,7 @@ def test_the_whole_story() -> None:
     assert [w["topic"] for w in report["warnings"]] == ["tracking", "checkpoint"]
     assert report["rejected_checkpoints"][0]["problem"] == "sha256 of shard 0 differs"
     assert [(a["attempt"], a["status"]) for a in report["attempts"]] == [(1, None), (2, "complete")]
-    assert report["throughput"]["tokens_per_s"] == pytest.approx(2048 / 0.496, rel=1e-3)
+    assert report["throughput"]["tokens_per_s"] == pytest.approx(2048 / 0.494, rel=1e-3)
 
 
 def test_what_mlflow_has_taken_after_all_is_no_warning() -> None:
@@ -186,6 +186,38 @@ def test_secrets_in_uris_are_not_shown() -> None:
 def test_no_start_no_report() -> None:
     with pytest.raises(ValueError, match="no run to report"):
         build_report([])
+
+
+def test_the_workers_seconds_add_up_to_their_total() -> None:
+    report = build_report(full_story().events)
+    seconds = {k: v for k, v in report["worker_seconds"].items() if k != "total"}
+    assert seconds.keys() == {k for k in report["goodput"] if k not in ("wall_s", "ratio")}
+    assert sum(seconds.values()) == pytest.approx(report["worker_seconds"]["total"], abs=1e-6)
+    # two workers but for the second generation's nine steps and what followed them
+    assert report["wall_s"] < report["worker_seconds"]["total"] < 2 * report["wall_s"]
+
+
+def test_a_price_gives_the_cost_of_all_time_but_that_between_attempts() -> None:
+    story = Story(overrides=("cluster.worker_cost_per_hour=3.6",)).start(6).generation().steps(100)
+    story.wait(1000).start(4).generation(cause="resume").steps(100)
+    report = build_report(story.events)
+    workers = report["worker_seconds"]
+    cost = report["cost"]
+    assert cost["total"] == pytest.approx((workers["total"] - workers["down"]) * 1e-3)
+    assert cost["per_million_tokens"] == pytest.approx(cost["total"] / (200 * 2048) * 1e6)
+    assert build_report(full_story().events)["cost"] is None
+    nothing_yet = build_report(Story(overrides=("cluster.worker_cost_per_hour=1",)).start().events)
+    assert nothing_yet["cost"]["per_million_tokens"] is None
+
+
+def test_the_timeline_adds_up_to_the_ledger() -> None:
+    report = build_report(full_story().events)
+    told = report["timeline"]
+    assert {len(values) for values in (told["tokens"], *told["seconds"].values())} == {120}
+    for bucket, seconds in told["seconds"].items():
+        assert sum(seconds) == pytest.approx(report["goodput"][bucket], abs=1e-6)
+    assert sum(told["tokens"]) == pytest.approx(200 * 2048)
+    assert told["part_s"] * 120 == pytest.approx(report["wall_s"])
 
 
 def keys(value: Any, path: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line: `elastictrain train`, `plan`, `status`, `report`, `checkpoints`, `doctor`, `schema`.
+"""The command line: `elastictrain train`, `plan`, `status`, `top`, `runs`, `report`, `lineage`, `checkpoints`, ...
 
 Commands only read arguments, call the rooms below and print. Whatever is heavy (torch, ray, pyarrow) is imported inside
 the command that needs it, so `--help` and `--dry-run` answer in a fraction of a second.

@@ -10,10 +10,13 @@ from typer.core import TyperGroup
 
 from elastictrain.cli.checkpoints import checkpoints
 from elastictrain.cli.doctor import doctor
+from elastictrain.cli.lineage import lineage
+from elastictrain.cli.list_runs import runs
 from elastictrain.cli.outcome import plain_errors
 from elastictrain.cli.plan import plan
 from elastictrain.cli.report import report
 from elastictrain.cli.status import status
+from elastictrain.cli.top import top
 from elastictrain.cli.train import train
 from elastictrain.version import __version__
 
@@ -29,7 +32,10 @@ Submitting the same file again continues the run from where it stands.
   elastictrain train jobs/llm_tiny.yaml train.steps=50   change one field
   elastictrain plan jobs/llm_tiny.yaml                   layout, memory, time
   elastictrain status                                    how it is doing
+  elastictrain top                                       watch it
+  elastictrain runs                                      all runs side by side
   elastictrain report quickstart --html report.html      what happened
+  elastictrain lineage quickstart                        what came from what
   elastictrain checkpoints quickstart --verify           what is kept, checked
   elastictrain doctor                                    what is missing here
 
@@ -83,7 +89,7 @@ def schema() -> None:
     typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
 
 
-for command in (train, plan, status, report, checkpoints, doctor, schema):
+for command in (train, plan, status, top, runs, report, lineage, checkpoints, doctor, schema):
     app.command()(command)
 
 

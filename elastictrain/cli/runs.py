@@ -97,11 +97,15 @@ def find_run(storage_uri: str, name: str) -> StoredRun:
     return StoredRun(name, storage.run(name))
 
 
+def all_runs(storage_uri: str) -> list[StoredRun]:
+    """Every run of the storage; raises ConfigError where there is none."""
+    storage, names = _runs(storage_uri)
+    return [StoredRun(name, storage.run(name)) for name in names]
+
+
 def newest_run(storage_uri: str) -> StoredRun:
     """The run whose state changed last."""
-    storage, names = _runs(storage_uri)
-    runs = [StoredRun(name, storage.run(name)) for name in names]
-    return max(runs, key=_changed_at)
+    return max(all_runs(storage_uri), key=_changed_at)
 
 
 def _runs(storage_uri: str) -> tuple[Storage, list[str]]:

@@ -5,7 +5,7 @@ a process starts. Unknown keys are refused with the nearest known one. Every fie
 schema (`elastictrain schema`). No torch, ray or deepspeed: loading a config costs milliseconds.
 """
 
-from elastictrain.config.changes import FREE_TO_CHANGE, blocking_changes
+from elastictrain.config.changes import FREE_TO_CHANGE, blocking_changes, flatten
 from elastictrain.config.fault import Fault, FaultKind, FaultPhase, FaultTarget
 from elastictrain.config.learning import BadStepAction, DataSection, ModelSection, TrainSection
 from elastictrain.config.running import (
@@ -40,4 +40,5 @@ __all__ = [
     "TrainConfig",
     "TrainSection",
     "blocking_changes",
+    "flatten",
 ]

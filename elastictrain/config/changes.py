@@ -18,7 +18,7 @@ FREE_TO_CHANGE = frozenset(
 
 def blocking_changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any, Any]]:
     """Fields (dotted, old value, new value) that forbid continuing a run begun with `old` under `new`."""
-    before, after = dict(_flatten(old.to_dict())), dict(_flatten(new.to_dict()))
+    before, after = dict(flatten(old.to_dict())), dict(flatten(new.to_dict()))
     changed = []
     for key in before.keys() | after.keys():
         if key in FREE_TO_CHANGE or f"{key.split('.')[0]}.*" in FREE_TO_CHANGE:
@@ -28,9 +28,10 @@ def blocking_changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any,
     return sorted(changed)
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config as plain data, field by field: ("train.steps", 300)."""
     for key, value in data.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -1,4 +1,7 @@
-"""The tracker: the one process that writes to MLflow, off the training path, from the journal alone."""
+"""The tracker: the one process that writes to MLflow, off the training path, from the journal alone.
+
+It also exports the run's live metrics to Prometheus (`exporter`), whether MLflow can be reached or not.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.errors import DataError
 from elastictrain.events import Event, Warned
+from elastictrain.runtime.exporter import Exporter
 from elastictrain.runtime.home import RunHome
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
@@ -37,12 +42,24 @@ class Tracker:
         self._deliverer = Deliverer(Path(folder), uri, experiment, run)
         self._lock = threading.Lock()
         self._last = Delivery(done=False)
-        threading.Thread(target=self._deliver_for_ever, name="deliver", daemon=True).start()
+        self._exporter = Exporter(Path(folder), run, self._told)
+        for work in (self._deliver_for_ever, self._export_for_ever):
+            threading.Thread(target=work, name=work.__name__.split("_")[1], daemon=True).start()
 
     def _deliver_for_ever(self) -> None:
         while True:
             self._deliver(_ROUND_S)
             time.sleep(EVERY_S)
+
+    def _export_for_ever(self) -> None:
+        while True:
+            time.sleep(EVERY_S)
+            with suppress(DataError):  # the delivery tells of a journal that is damaged
+                self._exporter.export()
+
+    def _told(self) -> list[Event]:
+        with self._lock:
+            return self._deliverer.told()
 
     def _deliver(self, timeout_s: float) -> Delivery:
         with self._lock:

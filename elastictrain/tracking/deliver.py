@@ -12,6 +12,9 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from elastictrain.errors import DataError
 from elastictrain.events import Event, RunStarted, StepCommitted, encode
@@ -20,6 +23,7 @@ from elastictrain.tracking.html import render_html
 from elastictrain.tracking.journal import Position, follow, tail
 from elastictrain.tracking.lineage import Batch, Lineage
 from elastictrain.tracking.mlflow_record import CheckpointRecord, MlflowRecord, TrackingUnavailableError
+from elastictrain.tracking.model_card import model_card
 from elastictrain.tracking.redact import redact_all
 from elastictrain.tracking.report import build_report
 
@@ -75,6 +79,11 @@ class Deliverer:
             return Delivery(done=False, problem=str(error))
         return Delivery(done=True)
 
+    def told(self) -> list[Event]:
+        """All events of the journal so far, whether the store has them or not."""
+        folded = self._unwritten[1] if self._unwritten else self._position
+        return [*self._lineage.events, *tail(self._folder, folded)[0]]
+
     def checkpoints(self) -> list[CheckpointRecord]:
         """What the MLflow run lists, newest step first; `deliver` first, so that it lists what the journal knows.
 
@@ -121,8 +130,12 @@ class Deliverer:
         assert self._unwritten is not None
         batch, position = self._unwritten
         record.write(batch)
+        record.write_files({f"config/attempt-{n:04d}.yaml": yaml.safe_dump(c) for n, c in batch.configs.items()})
         if batch.ended_at_ms is not None:
-            record.write_files(_files(self._lineage.events))
+            report = build_report(self._lineage.events, delivered=True)
+            record.write_files(_files(report, self._lineage.events))
+            if batch.finished is not None:
+                record.publish(batch.finished, model_card(report, batch.finished.uri))
         self._save(position)
         self._unwritten, self._position = None, position
 
@@ -152,9 +165,8 @@ def _saved(run_folder: Path) -> tuple[str, Position]:
     return run_id, Position(attempt, offset)
 
 
-def _files(events: list[Event]) -> dict[str, str]:
+def _files(report: dict[str, Any], events: list[Event]) -> dict[str, str]:
     """What the run keeps as artifacts when an attempt ends."""
-    report = build_report(events, delivered=True)
     told = [redact_all(encode(e)) for e in events if not isinstance(e, StepCommitted)]
     return {
         "report.html": render_html(report),

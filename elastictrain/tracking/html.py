@@ -13,6 +13,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from elastictrain.config import flatten
 from elastictrain.tracking.chart import loss_chart
 from elastictrain.tracking.clock_chart import clock_chart
 from elastictrain.tracking.heat_map import heat_map, heat_range
@@ -295,7 +296,7 @@ def _sample(report: Report) -> str:
 
 
 def _details(report: Report) -> str:
-    config = [(f"<code>{escape(k)}</code>", f"<code>{escape(str(v))}</code>") for k, v in _flat(report["config"])]
+    config = [(f"<code>{escape(k)}</code>", f"<code>{escape(str(v))}</code>") for k, v in flatten(report["config"])]
     environment = [(escape(k), f"<code>{escape(v)}</code>") for k, v in report["environment"].items()]
     digest = escape(report["sample_digest"])
     return (
@@ -303,14 +304,6 @@ def _details(report: Report) -> str:
         f'<details class="card"><summary>Environment</summary>{_table(("", ""), environment)}</details>'
         f"<footer>Digest of all samples in the order of their steps: <code>{digest}</code></footer>"
     )
-
-
-def _flat(data: Report, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _card(title: str, content: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastictrain.config import flatten
 from elastictrain.events import (
-    CheckpointRemoved,
     CheckpointWritten,
     Evaluated,
     Event,
@@ -24,6 +24,7 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
+from elastictrain.tracking.family import Family, Kin
 from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.redact import redact, redact_all
 
@@ -35,6 +36,25 @@ MAX_VALUE_LENGTH = 4000
 """Longer tags and params are cut: MLflow's limit is 5000 to 8000, depending on the store."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointTags:
+    """A checkpoint as the MLflow run lists it: all of its tags, so that the last telling is the truth."""
+
+    step: int
+    uri: str
+    """Without user name and password, where the storage's URI has them."""
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that is trained to its end: its last checkpoint becomes a version of the registered model."""
+
+    run: str
+    uri: str
+    """Of the checkpoint, as in `CheckpointTags`."""
+
+
 @dataclass(slots=True)
 class Batch:
     """What some events add to the MLflow run."""
@@ -43,7 +63,11 @@ class Batch:
     tags: dict[str, str] = field(default_factory=dict)
     params: list[dict[str, str]] = field(default_factory=list)
     """The flattened config of each attempt."""
-    checkpoints: list[CheckpointWritten | CheckpointRemoved] = field(default_factory=list)
+    checkpoints: dict[str, CheckpointTags] = field(default_factory=dict)
+    """By URI, those of which something changed."""
+    configs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """The whole config of each attempt."""
+    finished: Finished | None = None
     status: str | None = None
     """MLflow's word for it; None for no change."""
     ended_at_ms: int | None = None
@@ -55,16 +79,37 @@ class Lineage:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.family = Family()
         self._open_failures: list[FailureDetected] = []
-        self._step = 0
+        self._step, self._run = 0, ""
+        self._best = self._last = ""
 
     def add(self, events: Iterable[Event]) -> Batch:
         """Take these events in; what they add."""
         batch = Batch()
+        changed: set[str] = set()
         for event in events:
             self.events.append(event)
+            if about := self.family.add(event):
+                changed |= {*about, self._best, self._last}
+                self._best, self._last = self.family.best, self.family.last
+                changed |= {self._best, self._last}
             self._tell(event, batch)
+        if changed:
+            self._tell_checkpoints(changed, batch)
         return batch
+
+    def _tell_checkpoints(self, changed: set[str], batch: Batch) -> None:
+        best, last = self._best, self._last
+        for uri, kin in self.family.members.items():
+            if uri in changed:
+                tags = _checkpoint_tags(kin) | {"best": _yes(uri == best), "last": _yes(uri == last)}
+                tags = {f"elastictrain.{name}": cut(value) for name, value in tags.items()}
+                batch.checkpoints[uri] = CheckpointTags(kin.written.step, redact(uri), tags)
+        batch.tags |= {
+            "elastictrain.best_checkpoint": cut(redact(best)),
+            "elastictrain.last_checkpoint": cut(redact(last)),
+        }
 
     def _tell(self, event: Event, batch: Batch) -> None:
         if isinstance(event, StepCommitted):
@@ -72,7 +117,9 @@ class Lineage:
             batch.metrics += _step_points(event)
         elif isinstance(event, RunStarted):
             self._open_failures.clear()
-            batch.params.append(dict(_flatten(redact_all(event.config))))
+            self._run = event.run
+            batch.params.append({key: _param(value) for key, value in flatten(redact_all(event.config))})
+            batch.configs[event.attempt] = redact_all(event.config)
             batch.status, batch.ended_at_ms = "RUNNING", None
             batch.tags |= {"elastictrain.status": "running", "elastictrain.attempts": str(event.attempt)}
             batch.tags |= {f"environment.{k}": cut(redact(v)) for k, v in event.environment.items()}
@@ -88,9 +135,7 @@ class Lineage:
             batch.metrics += self._recovery_points(event)
         elif isinstance(event, CheckpointWritten):
             batch.metrics.append(_point("ckpt/stall_s", event.stall_s, event.at, event.step))
-            batch.checkpoints.append(event)
-        elif isinstance(event, CheckpointRemoved):
-            batch.checkpoints.append(event)
+            batch.metrics.append(_point("ckpt/write_s", event.seconds, event.at, event.step))
         elif isinstance(event, Evaluated):
             batch.metrics.append(_point("eval/loss", event.loss, event.at, event.step))
             batch.metrics.append(_point("eval/bits_per_byte", event.bits_per_byte, event.at, event.step))
@@ -101,6 +146,9 @@ class Lineage:
             batch.metrics += self._ledger_points(event.at)
             batch.tags["elastictrain.status"] = event.status
             batch.status, batch.ended_at_ms = MLFLOW_STATUS[event.status], _ms(event.at)
+            last = self.family.members.get(self._last)
+            if event.status == "complete" and last is not None and last.written.step == event.step:
+                batch.finished = Finished(self._run, redact(last.written.uri))
 
     def _recovery_points(self, event: Recovered) -> Iterator[Point]:
         for failure in self._open_failures:
@@ -117,6 +165,32 @@ class Lineage:
         for bucket, seconds in ledger.seconds.items():
             if seconds:
                 yield _point(f"goodput/{bucket}_s", seconds, at, self._step)
+
+
+def _checkpoint_tags(kin: Kin) -> dict[str, str]:
+    event, evaluated = kin.written, kin.evaluated
+    tags = {
+        "step": str(event.step),
+        "uri": redact(event.uri),
+        "sha256": event.sha256,
+        "bytes": str(event.num_bytes),
+        "samples": str(event.samples),
+        "sample_chain": event.sample_chain,
+        "loss": repr(event.loss),
+        "layout": json.dumps(event.layout),
+        "parent": redact(kin.parent),
+        "attempt": str(kin.attempt),
+        "generation": str(kin.generation),
+        "removed": _yes(kin.removed),
+        "rejected": redact(kin.rejected),
+    }
+    if evaluated is not None:
+        tags |= {"evaluation_loss": repr(evaluated.loss), "bits_per_byte": repr(evaluated.bits_per_byte)}
+    return tags
+
+
+def _yes(answer: bool) -> str:
+    return "true" if answer else "false"
 
 
 def cut(text: str) -> str:
@@ -148,9 +222,5 @@ def _ms(at: float) -> int:
     return int(at * 1000)
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", cut(value if isinstance(value, str) else json.dumps(value))
+def _param(value: Any) -> str:
+    return cut(value if isinstance(value, str) else json.dumps(value))

@@ -18,9 +18,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from elastictrain.errors import InfrastructureError
-from elastictrain.events import CheckpointRemoved, CheckpointWritten
 from elastictrain.tracking import sqlite_store
-from elastictrain.tracking.lineage import Batch, cut
+from elastictrain.tracking.lineage import Batch, CheckpointTags, Finished
+from elastictrain.tracking.mlflow_registry import register
 from elastictrain.tracking.redact import redact
 
 T = TypeVar("T")
@@ -57,6 +57,10 @@ class CheckpointRecord:
     loss: float
     layout: dict[str, Any]
     removed: bool
+    parent: str
+    """URI of the checkpoint that its state went through before; "" for none, or where an older version wrote it."""
+    best: bool
+    last: bool
 
 
 class MlflowRecord:
@@ -121,8 +125,8 @@ class MlflowRecord:
                 self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in metrics])
             for tags in _batched(batch.tags.items(), MAX_PARAMS_PER_CALL):
                 self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags])
-            for event in batch.checkpoints:
-                self._write_checkpoint(event)
+            for checkpoint in batch.checkpoints.values():
+                self._write_checkpoint(checkpoint)
             if batch.ended_at_ms is not None:
                 self._client.set_terminated(self.run_id, batch.status, batch.ended_at_ms)
             elif batch.status:
@@ -138,6 +142,15 @@ class MlflowRecord:
                     raise TrackingUnavailableError(
                         f"MLflow can't store the artifact {name}: {_one_line(error)}"
                     ) from error
+
+    def publish(self, finished: Finished, card: str) -> None:
+        """Make the finished model's checkpoint a version of the registered model that has the run's name."""
+        with self._errors():
+            model = self._client.get_logged_model(self._models[finished.uri])
+            try:
+                register(self._client, finished.run, self.run_id, model, card, served=self._database is None)
+            except OSError as error:
+                raise TrackingUnavailableError(f"MLflow can't store the model's card: {_one_line(error)}") from error
 
     def checkpoints(self) -> list[CheckpointRecord]:
         """The run's checkpoints, newest step first, removed ones among them."""
@@ -161,31 +174,16 @@ class MlflowRecord:
         for tags in _batched(changed, MAX_PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags])
 
-    def _write_checkpoint(self, event: CheckpointWritten | CheckpointRemoved) -> None:
-        uri = redact(event.uri)
-        model_id = self._models.get(uri)
-        if isinstance(event, CheckpointRemoved):
-            if model_id:
-                self._client.set_logged_model_tags(model_id, {"elastictrain.removed": "true"})
-            return
-        tags = {
-            "elastictrain.step": str(event.step),
-            "elastictrain.uri": uri,
-            "elastictrain.sha256": event.sha256,
-            "elastictrain.bytes": str(event.num_bytes),
-            "elastictrain.samples": str(event.samples),
-            "elastictrain.sample_chain": event.sample_chain,
-            "elastictrain.loss": repr(event.loss),
-            "elastictrain.layout": cut(json.dumps(event.layout)),
-            "elastictrain.removed": "false",
-        }
+    def _write_checkpoint(self, checkpoint: CheckpointTags) -> None:
+        model_id = self._models.get(checkpoint.uri)
         if model_id:
-            self._client.set_logged_model_tags(model_id, tags)
+            self._client.set_logged_model_tags(model_id, checkpoint.tags)
         else:
+            name = f"step-{checkpoint.step:08d}"
             model = self._client.create_logged_model(
-                self.experiment_id, f"step-{event.step:08d}", self.run_id, tags, model_type="elastictrain checkpoint"
+                self.experiment_id, name, self.run_id, checkpoint.tags, model_type="elastictrain checkpoint"
             )
-            model_id = self._models[uri] = model.model_id
+            model_id = self._models[checkpoint.uri] = model.model_id
         self._client.finalize_logged_model(model_id, "READY")
 
     def _logged_models(self) -> Iterator[Any]:
@@ -247,6 +245,9 @@ def _checkpoint(model: Any) -> CheckpointRecord:
         loss=float(tags["loss"]),
         layout=json.loads(tags["layout"]),
         removed=tags["removed"] == "true",
+        parent=tags.get("parent", ""),
+        best=tags.get("best") == "true",
+        last=tags.get("last") == "true",
     )
 
 

@@ -23,6 +23,8 @@ class SharedCluster:
 
     address: str
     mark: str
+    metrics: tuple[str, ...]
+    """Where Prometheus would scrape each node."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,9 @@ def shared_cluster() -> Iterator[SharedCluster]:
         cluster = Cluster(initialize_head=True, head_node_args=node | head)
         cluster.add_node(**node, node_ip_address="127.0.0.22")
     try:
-        yield SharedCluster(str(cluster.address), mark)
+        nodes = cluster.list_all_nodes()
+        metrics = tuple(f"http://{n.node_ip_address}:{n.metrics_export_port}/metrics" for n in nodes)
+        yield SharedCluster(str(cluster.address), mark, metrics)
     finally:
         cluster.shutdown()
         kill(marked(mark))

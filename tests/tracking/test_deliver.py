@@ -12,13 +12,19 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
+import mlflow
 import pytest
+import yaml
 from example_events import START_AT, Story, full_story
+from mlflow.models import Model
 
 from elastictrain.events import Event, StepCommitted, Warned
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.journal import Journal
+from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
 from elastictrain.tracking.sqlite_store import default_uri
 
@@ -74,7 +80,19 @@ def test_one_mlflow_run_tells_the_whole_story(tmp_path: Path, uri: str, client: 
     for name in ("ft/world_size", "goodput/ratio", "data/wait_s", "snapshot/stall_s", "ckpt/stall_s"):
         assert name in run.data.metrics
     assert run.data.metrics["eval/bits_per_byte"] == 1.93
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"report.html", "report.json", "events.json"}
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"report.html", "report.json", "events.json", "config"}
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "config")] == [
+        "config/attempt-0001.yaml",
+        "config/attempt-0002.yaml",
+    ]
+    kept = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config/attempt-0002.yaml"))
+    assert kept == story.config
+    ledger = goodput(story.events)
+    for bucket, seconds in ledger.seconds.items():
+        assert run.data.metrics.get(f"goodput/{bucket}_s", 0.0) == pytest.approx(seconds)
+    last = "runs/whole/checkpoints/step-00000200"
+    assert run.data.tags["elastictrain.last_checkpoint"] == run.data.tags["elastictrain.best_checkpoint"] == last
 
 
 def test_checkpoints_are_read_back_from_the_store(tmp_path: Path, uri: str) -> None:
@@ -87,6 +105,9 @@ def test_checkpoints_are_read_back_from_the_store(tmp_path: Path, uri: str) -> N
     assert newest.uri == "runs/listed/checkpoints/step-00000200"
     assert (len(newest.sha256), newest.num_bytes, newest.samples, newest.loss) == (64, 12_000_000, 3200, 3.0)
     assert newest.layout["dp"] == 2
+    parents = {c.step: c.parent[-3:] for c in found}
+    assert parents == {200: "160", 160: "100", 100: "050", 50: ""}
+    assert [c.step for c in found if c.last] == [c.step for c in found if c.best] == [200]
     assert [c.step for c in Deliverer(tmp_path, uri, EXPERIMENT, "listed").checkpoints()] == [200, 160, 100, 50]
 
 
@@ -115,7 +136,7 @@ def test_delivering_twice_changes_nothing(tmp_path: Path, uri: str, client: Any,
     assert Deliverer(tmp_path, uri, EXPERIMENT, name).deliver(60).done
     before = (tmp_path / "mlflow.json").read_text()
     told = len(story.events)
-    story.steps(30).checkpoint().kill().recover().evaluate().end()
+    story.steps(30).checkpoint().kill().recover().checkpoint().evaluate().end()
     journal(tmp_path, story.events[told:])
     once = Deliverer(tmp_path, uri, EXPERIMENT, name)
     assert once.deliver(60).done
@@ -127,9 +148,56 @@ def test_delivering_twice_changes_nothing(tmp_path: Path, uri: str, client: Any,
     assert again.deliver(60).done
     assert again.run_id == once.run_id
     for metric in client.get_run(once.run_id).data.metrics:
-        points = Counter(history(client, once.run_id, metric))
+        points = Counter((m.timestamp, m.step, m.value) for m in client.get_metric_history(once.run_id, metric))
         assert set(points.values()) == {1}, metric
-    assert [c.step for c in again.checkpoints()] == [35]
+    assert [c.step for c in again.checkpoints()] == [36, 35]
+    assert [int(v.version) for v in client.search_model_versions(f"name = '{name}'")] == [1]
+
+
+def test_a_finished_model_is_in_the_registry_with_signature_and_card(tmp_path: Path, uri: str, client: Any) -> None:
+    story = full_story("finished")
+    journal(tmp_path, story.events)
+    deliverer = Deliverer(tmp_path, uri, EXPERIMENT, "finished")
+    assert deliverer.deliver(60).done
+    newest = deliverer.checkpoints()[0]
+    version = client.get_model_version_by_alias("finished", "last")
+    assert version.run_id == deliverer.run_id
+    assert version.tags["elastictrain.sha256"] == newest.sha256
+    assert version.tags["elastictrain.uri"] == newest.uri
+    folder = Path(url2pathname(urlparse(version.source).path))
+    assert {path.name for path in folder.iterdir()} == {"MLmodel", "README.md"}  # nothing pickled
+    described = Model.load(str(folder / "MLmodel"))
+    assert described.signature.inputs.input_names() == ["tokens"]
+    assert described.flavors["elastictrain"]["sha256"] == newest.sha256
+    card = (folder / "README.md").read_text()
+    assert card == version.description
+    for told in (newest.sha256, newest.uri, "1.9300 bits per byte", "3,200 samples", "2 failures survived"):
+        assert told in card
+
+    told_before = len(story.events)
+    story.start().generation(first_step=201, cause="resume").steps(10).checkpoint().end()  # longer, and not evaluated
+    journal(tmp_path, story.events[told_before:])
+    assert Deliverer(tmp_path, uri, EXPERIMENT, "finished").deliver(60).done
+    assert client.get_model_version_by_alias("finished", "last").tags["elastictrain.step"] == "210"
+    assert client.get_model_version_by_alias("finished", "best").tags["elastictrain.step"] == "200"
+
+
+def test_a_stopped_run_has_no_model_in_the_registry(tmp_path: Path, uri: str, client: Any) -> None:
+    journal(tmp_path, Story("unfinished").start().generation().steps(5).checkpoint().end("stopped").events)
+    assert Deliverer(tmp_path, uri, EXPERIMENT, "unfinished").deliver(60).done
+    assert list(client.search_model_versions("name = 'unfinished'")) == []
+
+
+def test_what_was_told_is_there_whether_the_store_is_or_not(tmp_path: Path, uri: str) -> None:
+    story = Story("told").start().generation().steps(700)
+    journal(tmp_path, story.events)
+    dead = Deliverer(tmp_path, "http://127.0.0.1:1", EXPERIMENT, "told")
+    assert dead.told() == story.events
+    assert not dead.deliver(5).done
+    assert dead.told() == story.events
+    alive = Deliverer(tmp_path, uri, EXPERIMENT, "told")
+    assert not alive.deliver(-1).done
+    assert alive.told() == story.events
 
 
 def test_free_fields_may_change_between_attempts(tmp_path: Path, uri: str, client: Any) -> None:

@@ -1,0 +1,131 @@
+"""The metrics that a live run exports, defined once (pure): their names, what they mean, and their values now.
+
+`runtime.exporter` hands them to Ray's own Prometheus endpoint on each node, and `grafana` makes a dashboard of them.
+Prometheus sees each under its name here with `ray_` before it, and with the labels `run` and those that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from elastictrain.events import CheckpointWritten, Event, FailureDetected, RanksTimed, StepCommitted
+from elastictrain.status import Status
+from elastictrain.tracking.ledger import Goodput, waits_of
+
+Unit = Literal["", "s", "tokens/s", "ratio"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, a gauge."""
+
+    name: str
+    meaning: str
+    unit: Unit = ""
+    labels: tuple[str, ...] = ()
+    """Beside `run`."""
+
+
+class Reading(NamedTuple):
+    """A metric's value now."""
+
+    metric: Metric
+    value: float
+    labels: dict[str, str]
+
+
+STEP = Metric("elastictrain_step", "Last committed step")
+STEPS = Metric("elastictrain_steps", "Steps in the whole run")
+LOSS = Metric("elastictrain_loss", "Training loss of the last step that counts")
+SPEED = Metric("elastictrain_tokens_per_second", "Tokens a second over the last steps", "tokens/s")
+STEP_S = Metric("elastictrain_step_seconds", "Seconds of the last step", "s")
+WAIT_S = Metric("elastictrain_wait_seconds", "Seconds that ranks waited in the last step, on average", "s", ("reason",))
+WORKERS = Metric("elastictrain_world_size", "Ranks of the generation")
+STANDBYS = Metric("elastictrain_standbys", "Warm spare workers")
+NODES = Metric("elastictrain_nodes", "Ray nodes that the run knows of")
+GENERATION = Metric("elastictrain_generation", "Number of the generation")
+RUNNING = Metric("elastictrain_running", "1 while the run trains, 0 while it recovers, waits, starts or ends")
+GOODPUT = Metric("elastictrain_goodput_ratio", "Part of the wall time in which steps that count were computed", "ratio")
+BUCKET_S = Metric("elastictrain_wall_seconds", "Seconds of the run so far, by bucket of the ledger", "s", ("bucket",))
+WORKER_S = Metric("elastictrain_worker_seconds", "Seconds of all workers so far, by bucket", "s", ("bucket",))
+FAILURES = Metric("elastictrain_failures", "Failures so far")
+LOST_STEPS = Metric("elastictrain_lost_steps", "Finished steps that had to be done again, so far")
+RECOVERY_S = Metric("elastictrain_recovery_seconds", "From the last fault to the first new step", "s")
+CHECKPOINT = Metric("elastictrain_checkpoint_step", "Step of the newest durable checkpoint")
+CHECKPOINT_AT = Metric("elastictrain_checkpoint_written_at", "When that was complete, unix time", "s")
+CHECKPOINT_S = Metric("elastictrain_checkpoint_seconds", "Seconds that writing it took, beside the training", "s")
+RANK_STEP = Metric("elastictrain_rank_step", "Step that a rank is at", "", ("rank", "node"))
+RANK_S = Metric("elastictrain_rank_own_seconds", "A rank's own work in a step, without its waits", "s", ("rank",))
+
+METRICS = (
+    STEP,
+    STEPS,
+    LOSS,
+    SPEED,
+    STEP_S,
+    WAIT_S,
+    WORKERS,
+    STANDBYS,
+    NODES,
+    GENERATION,
+    RUNNING,
+    GOODPUT,
+    BUCKET_S,
+    WORKER_S,
+    FAILURES,
+    LOST_STEPS,
+    RECOVERY_S,
+    CHECKPOINT,
+    CHECKPOINT_AT,
+    CHECKPOINT_S,
+    RANK_STEP,
+    RANK_S,
+)
+
+
+def readings(status: Status, events: Sequence[Event], ledger: Goodput) -> Iterator[Reading]:
+    """What there is to tell of a run now; `ledger` may be some seconds older than the rest."""
+    yield from _of_status(status)
+    yield Reading(FAILURES, sum(isinstance(e, FailureDetected) for e in events), {})
+    for bucket in ledger.run_us:
+        yield Reading(BUCKET_S, ledger.seconds[bucket], {"bucket": bucket})
+        yield Reading(WORKER_S, ledger.worker_seconds[bucket], {"bucket": bucket})
+    step = next((e for e in reversed(events) if isinstance(e, StepCommitted)), None)
+    if step is not None:
+        waits = waits_of(step)
+        yield Reading(STEP_S, step.finished_at - step.begun_at, {})
+        for reason, seconds in (("data", waits.data_s), ("peers", waits.peers_s), ("snapshot", waits.snapshot_s)):
+            yield Reading(WAIT_S, seconds, {"reason": reason})
+    checkpoint = next((e for e in reversed(events) if isinstance(e, CheckpointWritten)), None)
+    if checkpoint is not None:
+        yield Reading(CHECKPOINT, checkpoint.step, {})
+        yield Reading(CHECKPOINT_AT, checkpoint.at, {})
+        yield Reading(CHECKPOINT_S, checkpoint.seconds, {})
+    timed = next((e for e in reversed(events) if isinstance(e, RanksTimed)), None)
+    if timed is not None and timed.generation == status.generation:
+        for rank, seconds in enumerate(timed.own_s):
+            yield Reading(RANK_S, seconds, {"rank": str(rank)})
+
+
+def _of_status(status: Status) -> Iterator[Reading]:
+    for metric, value in (
+        (STEP, status.step),
+        (STEPS, status.steps),
+        (SPEED, status.tokens_per_s),
+        (WORKERS, status.world_size),
+        (STANDBYS, len(status.standbys)),
+        (NODES, len(status.nodes)),
+        (GENERATION, status.generation),
+        (RUNNING, status.status == "running"),
+        (GOODPUT, status.goodput),
+        (LOST_STEPS, status.lost_steps),
+    ):
+        yield Reading(metric, float(value), {})
+    if status.loss is not None:
+        yield Reading(LOSS, status.loss, {})
+    if status.last_recovery_s is not None:
+        yield Reading(RECOVERY_S, status.last_recovery_s, {})
+    for worker in status.workers:
+        yield Reading(RANK_STEP, worker.step, {"rank": str(worker.rank), "node": worker.node})

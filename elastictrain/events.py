@@ -180,6 +180,26 @@ class RanksTimed:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """How busy one node is."""
+
+    node: str
+    cpu_share: float
+    """Of all its processors, 0 to 1, since it was asked last."""
+    memory_used_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodesMeasured:
+    """How busy the nodes of the run are."""
+
+    at: float
+    step: int
+    nodes: tuple[NodeLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FaultInjected:
     """A planned fault is about to strike."""
 
@@ -331,6 +351,7 @@ Event: TypeAlias = (
     | GenerationStarted
     | StepCommitted
     | RanksTimed
+    | NodesMeasured
     | FaultInjected
     | FailureDetected
     | StragglerFound
@@ -353,6 +374,7 @@ _KINDS: dict[str, type[Any]] = {
         GenerationStarted,
         StepCommitted,
         RanksTimed,
+        NodesMeasured,
         FaultInjected,
         FailureDetected,
         StragglerFound,

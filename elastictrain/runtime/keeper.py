@@ -29,12 +29,13 @@ from elastictrain.checkpoint.replicate import Address, ReplicaClient, ReplicaSer
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.checkpoint.vault import Vault
 from elastictrain.errors import ElasticTrainError, InfrastructureError, StaleGenerationError
-from elastictrain.events import Cause
+from elastictrain.events import Cause, NodeLoad
 from elastictrain.runtime import preflight
 from elastictrain.runtime.board import BOARD_BYTES, STACKS_AT, Board, Progress
 from elastictrain.runtime.copies import Copies
 from elastictrain.runtime.lifeline import Lifeline
 from elastictrain.runtime.mailbox import Mailbox
+from elastictrain.runtime.node_load import LoadMeter
 from elastictrain.runtime.oom_kills import OomKills
 from elastictrain.runtime.protocol import (
     Bequest,
@@ -93,6 +94,7 @@ class Keeper:
         self._pids: dict[str, int] = {}
         self._watch = ProcessWatch(self._exited)
         self._kills = OomKills()
+        self._load = LoadMeter()
         self._lock = threading.Lock()
         self._gone = threading.Condition(self._lock)
         """Of a worker."""
@@ -124,6 +126,10 @@ class Keeper:
         """Where every worker of this node is."""
         self._lifeline.hear()
         return {worker: self._progress(worker) for worker in list(self._boards)}
+
+    def load(self) -> NodeLoad:
+        """How busy this node is."""
+        return self._load.look(self._node)
 
     def end(self, worker: str, stacks: bool) -> str:
         """Kill a worker that makes no progress; first, if `stacks`, have it write down where its threads are.

@@ -28,6 +28,7 @@ from elastictrain.runtime.commits import CommitCollector
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.forming import pair_keepers
 from elastictrain.runtime.live import Live
+from elastictrain.runtime.loads import LoadWatch
 from elastictrain.runtime.protocol import (
     Evaluation,
     FaultAnnounced,
@@ -89,6 +90,7 @@ class Supervisor:
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
         self._interval = SnapshotInterval(config.snapshot.every)
         self._vigil = Vigil(config.elastic, self._roster, self._replies, self._story, self.worker_lost, self._tell)
+        self._loads = LoadWatch(fleet, self._replies, self._emit)
         self._stop: str | None = None
         self._ticked = 0.0
         self._end: v.End | None = None
@@ -132,6 +134,7 @@ class Supervisor:
             self._roster.node_failed(name, "nobody answers at its raylet's port")
         self._regroup.check()
         self._saving.poll()
+        self._loads.look(self._story.step)
         if self._released and not self._saving.busy:
             self._release()
 

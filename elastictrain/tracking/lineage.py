@@ -7,6 +7,7 @@ twice is harmless, and what a dead server missed can be delivered at any later t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from elastictrain.events import (
     Event,
     FailureDetected,
     GenerationStarted,
+    NodesMeasured,
     Recovered,
     RunEnded,
     RunStarted,
@@ -32,6 +34,8 @@ Point = tuple[str, float, int, int]
 """Metric name, value, unix time in milliseconds, step."""
 
 MLFLOW_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_NOT_IN_A_NAME = re.compile(r"[^\w.: /-]")
+"""What MLflow refuses in a metric's name."""
 MAX_VALUE_LENGTH = 4000
 """Longer tags and params are cut: MLflow's limit is 5000 to 8000, depending on the store."""
 
@@ -125,6 +129,8 @@ class Lineage:
             batch.tags |= {f"environment.{k}": cut(redact(v)) for k, v in event.environment.items()}
         elif isinstance(event, GenerationStarted):
             batch.metrics.append(_point("ft/world_size", event.world_size, event.at, event.first_step))
+        elif isinstance(event, NodesMeasured):
+            batch.metrics += _node_points(event)
         elif isinstance(event, FailureDetected):
             self._open_failures.append(event)
             batch.metrics.append(_point("ft/detected_s", event.detected_at - event.at, event.detected_at, event.step))
@@ -212,6 +218,16 @@ def _step_points(event: StepCommitted) -> Iterator[Point]:
         values["perf/tokens_per_s"] = event.num_tokens / step_s
     for name, value in values.items():
         yield _point(name, value, event.at, event.step)
+
+
+def _node_points(event: NodesMeasured) -> Iterator[Point]:
+    """Under the names by which MLflow shows a node's system metrics."""
+    for load in event.nodes:
+        name = f"system/{_NOT_IN_A_NAME.sub('-', load.node)}"
+        yield _point(f"{name}/cpu_utilization_percentage", 100 * load.cpu_share, event.at, event.step)
+        yield _point(f"{name}/system_memory_usage_megabytes", load.memory_used_bytes / 1e6, event.at, event.step)
+        share = load.memory_used_bytes / max(load.memory_bytes, 1)
+        yield _point(f"{name}/system_memory_usage_percentage", 100 * share, event.at, event.step)
 
 
 def _point(name: str, value: float, at: float, step: int) -> Point:

@@ -244,7 +244,10 @@ def check_story(report: Report) -> None:
     assert all(goodput[bucket] >= 0 for bucket in BUCKETS)
     assert math.fsum(goodput[bucket] for bucket in BUCKETS) == pytest.approx(goodput["wall_s"])
     assert goodput["wall_s"] == report["wall_s"]
-    assert goodput["ratio"] == pytest.approx(goodput["compute"] / goodput["wall_s"])
+    productive_s = goodput["compute"] + goodput["communication"]
+    assert goodput["ratio"] == pytest.approx(productive_s / goodput["wall_s"])
+    workers = report["worker_seconds"]
+    assert math.fsum(workers[bucket] for bucket in BUCKETS) == pytest.approx(workers["total"])
 
     generations = report["generations"]
     indices = [g["index"] for g in generations]

@@ -88,21 +88,17 @@ def last_step(server: Server, name: str) -> int:
 
 
 def test_a_server_that_is_killed_and_comes_back_loses_nothing(product: Product, server: Server) -> None:
-    served = (f"tracking.uri={server.uri}", "checkpoint.keep_last=2")
-    running = product.begin("served", *served, "train.steps=100000", "checkpoint.every=100")
+    """Delivered while the run goes on, or, on a machine where that ends before the server is back, afterwards."""
+    served = (f"tracking.uri={server.uri}", "train.steps=600", "checkpoint.every=100", "checkpoint.keep_last=2")
+    running = product.begin("served", *served)
     running.until("a record", lambda: last_step(server, "served"))
     server.kill()
     running.until("the news", lambda: "MLflow takes nothing for now" in running.out.read_text())
     server.start()
-    back_at = running.status()
-    assert back_at is not None
-    running.until("steps from after the restart", lambda: last_step(server, "served") > back_at.step)
-    ended = running.stop()
-    assert ended.code == 130, ended.err
-
-    stopped = product.report("served")
-    again = product.train("served", *served, f"train.steps={stopped['steps'] + 10}")
-    assert again.code == 0, again.err
+    ended = running.end()
+    assert ended.code == 0, ended.err
+    if "MLflow has not taken everything" in ended.out:
+        assert product.train("served", *served).code == 0
     report = product.report("served")
 
     client, (run,) = recorded(server, "served")

@@ -19,6 +19,8 @@ from elastictrain.events import (
     FaultInjected,
     GenerationStarted,
     Member,
+    NodeLoad,
+    NodesMeasured,
     RanksTimed,
     Recovered,
     RunEnded,
@@ -115,6 +117,12 @@ class Story:
         own_s = (*(0.2 + 0.001 * rank for rank in range(self.world_size - 1)), 0.24 + self.step * 4e-4)
         begun_at = self.clock - num_steps * 0.51
         self.tell(RanksTimed(self.clock, begun_at, self.generation_index, first, self.step, own_s))
+        return self
+
+    def measured(self) -> Story:
+        """How busy the nodes are."""
+        loads = tuple(NodeLoad(f"node#{n}", 0.25 + n / 2, 2_000_000_000, 8_000_000_000) for n in range(2))
+        self.tell(NodesMeasured(self.clock, self.step, loads))
         return self
 
     def kill(self, rank: int = 1, partial_s: float = 0.2, detect_s: float = 0.05, injected: bool = False) -> Story:
@@ -233,7 +241,17 @@ class Story:
 
 def full_story(run: str = "demo") -> Story:
     """A run in which everything happens: two kills, a crash of the driver, a resume, an end."""
-    story = Story(run).start(data=True).generation().steps(50).timed(50).checkpoint(removed=True).steps(30).timed(30)
+    story = (
+        Story(run)
+        .start(data=True)
+        .generation()
+        .steps(50)
+        .timed(50)
+        .measured()
+        .checkpoint(removed=True)
+        .steps(30)
+        .timed(30)
+    )
     story.kill(injected=True).recover().steps(19).timed().checkpoint().steps(20)
     story.trouble().kill(rank=0).recover(recovery_s=0.9, world_size=1).steps(9)
     story.wait(12)

@@ -80,6 +80,8 @@ def test_one_mlflow_run_tells_the_whole_story(tmp_path: Path, uri: str, client: 
     for name in ("ft/world_size", "goodput/ratio", "data/wait_s", "snapshot/stall_s", "ckpt/stall_s"):
         assert name in run.data.metrics
     assert run.data.metrics["eval/bits_per_byte"] == 1.93
+    assert run.data.metrics["system/node-1/cpu_utilization_percentage"] == 75
+    assert run.data.metrics["system/node-0/system_memory_usage_percentage"] == 25
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"report.html", "report.json", "events.json", "config"}
     assert [a.path for a in client.list_artifacts(run.info.run_id, "config")] == [

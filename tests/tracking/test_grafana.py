@@ -61,3 +61,10 @@ def test_names_are_unique_and_told_with_the_labels_that_they_have() -> None:
     for reading in told:
         assert tuple(reading.labels) == reading.metric.labels
     assert len({(r.metric, *r.labels.items()) for r in told}) == len(told)
+
+
+def test_the_documentation_names_every_metric_with_its_labels() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `ray_{metric.name}` | {metric.meaning}. | {labels} |" in text

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from elastictrain.config import TrainConfig
 from elastictrain.events import GenerationStarted, Member, RanksTimed, RunStarted, Warned
 from elastictrain.tracking.journal import Journal, read_journal
 from elastictrain.tracking.report import build_report
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str | Path, status: int = 0) -> Result:
@@ -460,3 +463,14 @@ def test_top_draws_on_a_terminal_until_the_run_ends(kept: KeptRun) -> None:
     assert process.wait(timeout=60) == 0
     assert "step 4/4" in shown
     assert "complete" in shown
+
+
+def test_the_json_of_runs_and_lineage_is_documented(kept: KeptRun) -> None:
+    kept.completed()
+    documented = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "tracking.md").read_text()))
+    (row,) = json.loads(told(kept, "runs", "--json").stdout)
+    tree = json.loads(told(kept, "lineage", "quickstart", "--json").stdout)
+    attempt = tree["attempts"][0]
+    generation = attempt["generations"][0]
+    for level in (row, tree, attempt, generation, generation["checkpoints"][0]):
+        assert level.keys() <= documented

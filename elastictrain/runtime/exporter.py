@@ -23,12 +23,22 @@ from elastictrain.tracking.metrics import METRICS, readings
 LEDGER_SHARE = 0.02
 
 
+SetGauge = Callable[[str, float, dict[str, str]], None]
+"""Of a metric's name, its value and its labels."""
+
+
+def ray_gauges() -> SetGauge:
+    """All metrics at the Prometheus endpoint of this node."""
+    gauges = {metric.name: Gauge(metric.name, metric.meaning, ("run", *metric.labels)) for metric in METRICS}
+    return lambda name, value, labels: gauges[name].set(value, labels)
+
+
 class Exporter:
     """Of one run; `export` is called every few seconds. `told` gives the events so far."""
 
-    def __init__(self, folder: Path, run: str, told: Callable[[], list[Event]]) -> None:
+    def __init__(self, folder: Path, run: str, told: Callable[[], list[Event]], set_gauge: SetGauge) -> None:
         self._status, self._run, self._told = folder / "status.json", run, told
-        self._gauges = {m.name: Gauge(m.name, m.meaning, ("run", *m.labels)) for m in METRICS}
+        self._set_gauge = set_gauge
         self._set: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._ledger = Goodput({}, {})
         self._fold_at = 0.0
@@ -45,9 +55,9 @@ class Exporter:
             labels = {"run": self._run, **reading.labels}
             found[reading.metric.name, tuple(labels.items())] = reading.value
         for name, labels in self._set.keys() - found.keys():
-            self._gauges[name].set(math.nan, dict(labels))
+            self._set_gauge(name, math.nan, dict(labels))
         for (name, labels), value in found.items():
-            self._gauges[name].set(value, dict(labels))
+            self._set_gauge(name, value, dict(labels))
         self._set = found
 
     def _fold(self, events: list[Event], now: float | None) -> Goodput:

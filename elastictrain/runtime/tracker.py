@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from elastictrain.config import TrainConfig
 from elastictrain.errors import DataError
 from elastictrain.events import Event, Warned
-from elastictrain.runtime.exporter import Exporter
+from elastictrain.runtime.exporter import Exporter, ray_gauges
 from elastictrain.runtime.home import RunHome
 from elastictrain.tracking.deliver import Deliverer, Delivery
 from elastictrain.tracking.mlflow_record import TrackingUnavailableError
@@ -42,7 +42,7 @@ class Tracker:
         self._deliverer = Deliverer(Path(folder), uri, experiment, run)
         self._lock = threading.Lock()
         self._last = Delivery(done=False)
-        self._exporter = Exporter(Path(folder), run, self._told)
+        self._exporter = Exporter(Path(folder), run, self._told, ray_gauges())
         for work in (self._deliver_for_ever, self._export_for_ever):
             threading.Thread(target=work, name=work.__name__.split("_")[1], daemon=True).start()
 

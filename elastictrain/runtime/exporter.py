@@ -23,6 +23,8 @@ from elastictrain.tracking.metrics import METRICS, readings
 LEDGER_SHARE = 0.02
 
 
+Series = tuple[str, tuple[tuple[str, str], ...]]
+"""A metric's name, and its labels."""
 SetGauge = Callable[[str, float, dict[str, str]], None]
 """Of a metric's name, its value and its labels."""
 
@@ -39,7 +41,7 @@ class Exporter:
     def __init__(self, folder: Path, run: str, told: Callable[[], list[Event]], set_gauge: SetGauge) -> None:
         self._status, self._run, self._told = folder / "status.json", run, told
         self._set_gauge = set_gauge
-        self._set: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._set: dict[Series, float] = {}
         self._ledger = Goodput({}, {})
         self._fold_at = 0.0
 
@@ -50,10 +52,9 @@ class Exporter:
         except (FileNotFoundError, ValueError):  # not there yet: the driver replaces it whole
             return
         events = self._told()
-        found = {}
+        found: dict[Series, float] = {}
         for reading in readings(status, events, self._fold(events, None if status.ended else time.time())):
-            labels = {"run": self._run, **reading.labels}
-            found[reading.metric.name, tuple(labels.items())] = reading.value
+            found[reading.metric.name, (("run", self._run), *reading.labels.items())] = reading.value
         for name, labels in self._set.keys() - found.keys():
             self._set_gauge(name, math.nan, dict(labels))
         for (name, labels), value in found.items():

@@ -272,8 +272,7 @@ class CheckpointWritten:
     sha256: str
     """Of the manifest, which holds those of the shards."""
     seconds: float
-    stall_s: float
-    """Time that training stood still for it."""
+    """That the write took, beside the training."""
     samples: int
     """The cursor: samples consumed."""
     sample_chain: str

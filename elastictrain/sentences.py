@@ -83,9 +83,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             lost = f"{count_text(event.lost_steps, 'step')} lost"
             return f"{_step(event.first_step)}recovered{took} from {event.source}, {lost}, {event.continuation}"
         case CheckpointWritten():
-            stall = f"training waited {seconds_text(event.stall_s)}"
             size = bytes_text(event.num_bytes)
-            return f"{_step(event.step)}checkpoint written in {seconds_text(event.seconds)}, {size}, {stall}"
+            return f"{_step(event.step)}checkpoint written in {seconds_text(event.seconds)}, {size}"
         case CheckpointFailed():
             return f"{_step(event.step)}checkpoint not written: {event.problem}"
         case CheckpointRejected():

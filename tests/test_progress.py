@@ -87,8 +87,8 @@ TOLD: list[tuple[Event, str]] = [
         "step 61  node n2 lost with ranks 1, 3; detected in 12 ms",
     ),
     (
-        CheckpointWritten(0, 100, "u", 12_345_678, "aa", 0.12, 0.0, 1, "", 4.0, LAYOUT),
-        "step 100  checkpoint written in 0.12 s, 12.3 MB, training waited 0 ms",
+        CheckpointWritten(0, 100, "u", 12_345_678, "aa", 0.12, 1, "", 4.0, LAYOUT),
+        "step 100  checkpoint written in 0.12 s, 12.3 MB",
     ),
     (CheckpointFailed(0, 100, "No space left on device"), "step 100  checkpoint not written: No space left on device"),
     (

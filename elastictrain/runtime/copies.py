@@ -8,7 +8,6 @@ while nothing is due. Safe from many threads.
 from __future__ import annotations
 
 import threading
-import time
 
 from elastictrain.checkpoint.vault import Vault
 from elastictrain.state.tensors import ShardHeader
@@ -23,25 +22,24 @@ class Copies:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._lock = threading.Lock()
-        self._held: dict[tuple[int, int, int], tuple[memoryview, float]] = {}
+        self._held: dict[tuple[int, int, int], memoryview] = {}
 
     def add(self, header: ShardHeader) -> None:
         """Copy this snapshot; raises CheckpointError when it changed meanwhile or is damaged."""
-        begun = time.monotonic()
         data = self._vault.pin(header.generation, header.rank, header.step)
         with self._lock:
-            self._held[header.generation, header.step, header.rank] = data, time.monotonic() - begun
+            self._held[header.generation, header.step, header.rank] = data
             for key in sorted(key for key in self._held if key[2] == header.rank)[:-COPIES]:
                 del self._held[key]
 
-    def take(self, generation: int, step: int, rank: int) -> tuple[memoryview, float]:
-        """The bytes of a snapshot, and the seconds that its copy took: 0.0 if it was not due, and is copied only now.
+    def take(self, generation: int, step: int, rank: int) -> memoryview:
+        """The bytes of a snapshot; copied only now if it was not due.
 
         Raises CheckpointError when the vault has this snapshot no longer.
         """
         with self._lock:
             held = self._held.pop((generation, step, rank), None)
-        return held or (self._vault.pin(generation, rank, step), 0.0)
+        return held if held is not None else self._vault.pin(generation, rank, step)
 
     def clear(self) -> None:
         """Forget all."""

@@ -117,7 +117,7 @@ class DurableWriter:
     def _write(self, due: Due) -> list[Event]:
         begun = time.time()
         try:
-            entries, stall_s = self._write_shards(due)
+            entries = self._write_shards(due)
             stored = self._store.commit(
                 Manifest(
                     run=self._run,
@@ -139,9 +139,9 @@ class DurableWriter:
             return [CheckpointFailed(time.time(), due.step, problem.splitlines()[0])]
         now = time.time()
         removals = (CheckpointRemoved(now, step, self._store.uri(step)) for step in removed)
-        return [as_written(stored, now, seconds=now - begun, stall_s=stall_s), *removals]
+        return [as_written(stored, now, seconds=now - begun), *removals]
 
-    def _write_shards(self, due: Due) -> tuple[list[ShardEntry], float]:
+    def _write_shards(self, due: Due) -> list[ShardEntry]:
         by_keeper: dict[Any, list[int]] = defaultdict(list)
         for rank, keeper in due.keepers.items():
             by_keeper[keeper].append(rank)
@@ -157,12 +157,10 @@ class DurableWriter:
         if failures:
             raise failures[0]
         entries = [entry for reply in replies for entry in reply.entries]
-        return sorted(entries, key=lambda e: e.file), max(reply.stall_s for reply in replies)
+        return sorted(entries, key=lambda e: e.file)
 
 
-def as_written(
-    stored: StoredCheckpoint, now: float, *, seconds: float = 0.0, stall_s: float = 0.0
-) -> CheckpointWritten:
+def as_written(stored: StoredCheckpoint, now: float, *, seconds: float = 0.0) -> CheckpointWritten:
     """The event that tells of it; it took `seconds`, or 0 when whoever wrote it did not live to tell."""
     manifest = stored.manifest
     return CheckpointWritten(
@@ -172,7 +170,6 @@ def as_written(
         num_bytes=stored.num_bytes,
         sha256=stored.sha256,
         seconds=seconds,
-        stall_s=stall_s,
         samples=manifest.samples,
         sample_chain=manifest.sample_chain,
         loss=manifest.loss,

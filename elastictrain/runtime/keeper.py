@@ -184,13 +184,11 @@ class Keeper:
     def save(self, generation: int, step: int, ranks: list[int], world_size: int) -> SaveReply:
         """Write these ranks' shards of a step to storage; from the copy made when it was committed, if there is one."""
         with self._lifeline.busy(), ThreadPoolExecutor(max_workers=4) as pool:
-            saved = list(pool.map(lambda rank: self._save(generation, step, rank, world_size), ranks))
-        return SaveReply(tuple(entry for entry, _ in saved), max(stall_s for _, stall_s in saved))
+            return SaveReply(tuple(pool.map(lambda rank: self._save(generation, step, rank, world_size), ranks)))
 
-    def _save(self, generation: int, step: int, rank: int, world_size: int) -> tuple[ShardEntry, float]:
-        data, stall_s = self._copies.take(generation, step, rank)
-        index = self._vault.index(generation, rank)
-        return self._store.write_shard(step, rank, world_size, index, data), stall_s
+    def _save(self, generation: int, step: int, rank: int, world_size: int) -> ShardEntry:
+        data, index = self._copies.take(generation, step, rank), self._vault.index(generation, rank)
+        return self._store.write_shard(step, rank, world_size, index, data)
 
     # --------------------------------------------------------------------------------------------- for the next driver
 

@@ -182,8 +182,6 @@ class SaveReply:
     """Shards that a keeper has written to storage."""
 
     entries: tuple[ShardEntry, ...]
-    stall_s: float
-    """Longest that a rank may have waited for the copy that was written."""
 
 
 # ---------------------------------------------------------------------------------------------- supervisor <-> worker

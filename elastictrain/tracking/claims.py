@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from elastictrain.events import (
     DRIVER_LOST,
-    CheckpointWritten,
     Evaluated,
     FailureDetected,
     GenerationStarted,
@@ -27,7 +26,6 @@ CLAIMS = (
     "lost",
     "recovery",
     "resize",
-    "checkpoint_stall",
     "step",
     "evaluation",
     "shutdown",
@@ -59,10 +57,6 @@ def claims_of(attempt: Attempt, undone: set[int]) -> Iterator[Span]:
             yield Span(step.begun_at, step.finished_at, "lost")
         else:
             yield Span(step.begun_at, step.finished_at, "step", step)
-    for event in attempt.events:
-        if isinstance(event, CheckpointWritten):
-            begun_at = event.at - event.seconds
-            yield Span(begun_at, begun_at + event.stall_s, "checkpoint_stall")
     busy = [s.finished_at for s in steps] + [g.at for g in generations]
     for evaluation in evaluations:
         begun_at = max((t for t in busy if t <= evaluation.at), default=evaluation.at)

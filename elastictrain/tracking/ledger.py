@@ -14,12 +14,12 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from elastictrain.events import Event, GenerationStarted, StepCommitted, Waits
+from elastictrain.events import CheckpointWritten, Event, GenerationStarted, StepCommitted, Waits
 from elastictrain.tracking.attempts import split_attempts
 from elastictrain.tracking.claims import CLAIMS, Span, claims_of
 from elastictrain.tracking.committed import committed_steps
@@ -100,6 +100,7 @@ def over_time(events: Sequence[Event], parts: int, now: float | None = None) -> 
     begun, ended = _us(attempts[0].begun_at), _us(max(a.ended_at for a in attempts))
     edges = [begun + (ended - begun) * part // parts for part in range(parts + 1)]
     sizes = _Sizes(events)
+    saved = {event.step for event in events if isinstance(event, CheckpointWritten)}
     run: list[Counter[str]] = [Counter() for _ in range(parts)]
     workers: list[Counter[str]] = [Counter() for _ in range(parts)]
     part = 0
@@ -107,7 +108,7 @@ def over_time(events: Sequence[Event], parts: int, now: float | None = None) -> 
         while piece.start >= edges[part + 1]:
             part += 1
         size = sizes.at(piece.start)
-        for bucket, us in _divided(piece):
+        for bucket, us in _divided(piece, saved):
             run[part][bucket] += us
             workers[part][bucket] += us * size
     return [_of_counts(*counts) for counts in zip(run, workers)]
@@ -125,6 +126,11 @@ def total(parts: Iterable[Goodput]) -> Goodput:
 def waits_of(step: StepCommitted) -> Waits:
     """What the step's ranks waited for; from the longest waits where nothing else was told."""
     return step.waits or Waits(step.data_wait_s, 0.0, step.snapshot_stall_s)
+
+
+def stalls(events: Iterable[Event]) -> dict[int, float]:
+    """Longest wait of a rank for the copies of the state after each step, in seconds: what a checkpoint of it cost."""
+    return {e.step - 1: e.snapshot_stall_s for e in events if isinstance(e, StepCommitted)}
 
 
 def _of_counts(run: Counter[str], workers: Counter[str]) -> Goodput:
@@ -188,14 +194,18 @@ def _cut(spans: Iterable[Span], begun: int, ended: int, more_cuts: Iterable[int]
             yield _Piece(start, stop, "idle", None)
 
 
-def _divided(piece: _Piece) -> Iterator[tuple[str, int]]:
-    """The piece's time by bucket: a step's by its waits, the rest of which is computing."""
+def _divided(piece: _Piece, saved: Collection[int]) -> Iterator[tuple[str, int]]:
+    """The piece's time by bucket: a step's by its waits, the rest of which is computing.
+
+    Before its update a step waits for the copies of the state before it: in a keeper, and for it if that was `saved`.
+    """
     left = piece.stop - piece.start
     if piece.step is None:
         yield piece.claim, left
         return
     waits = waits_of(piece.step)
-    waited = (("data_wait", waits.data_s), ("snapshot_stall", waits.snapshot_s), ("communication", waits.peers_s))
+    copying = "checkpoint_stall" if piece.step.step - 1 in saved else "snapshot_stall"
+    waited = (("data_wait", waits.data_s), (copying, waits.snapshot_s), ("communication", waits.peers_s))
     step_s = max(piece.step.finished_at - piece.step.begun_at, 1e-6)
     for bucket, seconds in waited:
         us = min(left, round((piece.stop - piece.start) * min(max(seconds, 0.0) / step_s, 1.0)))

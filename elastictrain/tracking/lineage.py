@@ -140,7 +140,6 @@ class Lineage:
         elif isinstance(event, Recovered):
             batch.metrics += self._recovery_points(event)
         elif isinstance(event, CheckpointWritten):
-            batch.metrics.append(_point("ckpt/stall_s", event.stall_s, event.at, event.step))
             batch.metrics.append(_point("ckpt/write_s", event.seconds, event.at, event.step))
         elif isinstance(event, Evaluated):
             batch.metrics.append(_point("eval/loss", event.loss, event.at, event.step))

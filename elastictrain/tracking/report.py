@@ -33,7 +33,7 @@ from elastictrain.events import (
 )
 from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.committed import committed_steps
-from elastictrain.tracking.ledger import Goodput, over_time, total
+from elastictrain.tracking.ledger import Goodput, over_time, stalls, total
 from elastictrain.tracking.redact import redact, redact_all
 from elastictrain.tracking.timeline import PARTS, timeline
 
@@ -246,6 +246,7 @@ def _lost_steps(attempts: Sequence[Attempt]) -> int:
 
 def _checkpoints(events: Sequence[Event], begun_at: float) -> list[dict[str, Any]]:
     written: dict[str, dict[str, Any]] = {}
+    stall_s = stalls(events)
     for event in events:
         if isinstance(event, CheckpointWritten):
             written.pop(event.uri, None)
@@ -254,7 +255,7 @@ def _checkpoints(events: Sequence[Event], begun_at: float) -> list[dict[str, Any
                 "uri": redact(event.uri),
                 "bytes": event.num_bytes,
                 "sha256": event.sha256,
-                "stall_s": event.stall_s,
+                "stall_s": stall_s.get(event.step, 0.0),
                 "seconds": event.seconds,
                 "samples": event.samples,
                 "loss": event.loss,

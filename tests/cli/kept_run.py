@@ -88,7 +88,7 @@ class KeptRun:
         )
         self.tell(
             CheckpointWritten(
-                BEGIN + at, step, stored.uri, stored.num_bytes, stored.sha256, 0.1, 0.0, 16 * step, "", 5.0, LAYOUT
+                BEGIN + at, step, stored.uri, stored.num_bytes, stored.sha256, 0.1, 16 * step, "", 5.0, LAYOUT
             )
         )
 

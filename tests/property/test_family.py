@@ -21,7 +21,7 @@ steps = st.integers(1, 9)
 
 
 def written(step: int, loss: float = 1.0) -> CheckpointWritten:
-    return CheckpointWritten(0.0, step, f"step-{step}", 1, "", 0.1, 0.0, step, "", loss, {})
+    return CheckpointWritten(0.0, step, f"step-{step}", 1, "", 0.1, step, "", loss, {})
 
 
 def began(first_step: int) -> GenerationStarted:

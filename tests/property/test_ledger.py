@@ -94,7 +94,6 @@ events = st.one_of(
         num_bytes=small,
         sha256=st.just(""),
         seconds=spans_s,
-        stall_s=spans_s,
         samples=small,
         sample_chain=st.just(""),
         loss=st.just(1.0),

@@ -205,7 +205,6 @@ class Story:
                 num_bytes=12_000_000,
                 sha256=hashlib.sha256(uri.encode()).hexdigest(),
                 seconds=0.3,
-                stall_s=0.0,
                 samples=self.step * 16,
                 sample_chain=self.chain,
                 loss=3.0,

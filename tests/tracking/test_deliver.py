@@ -77,7 +77,7 @@ def test_one_mlflow_run_tells_the_whole_story(tmp_path: Path, uri: str, client: 
     assert history(client, run.info.run_id, "ft/lost_steps") == [(81, 1.0), (121, 1.0)]
     for name in ("train/grad_norm", "train/learning_rate", "perf/tokens_per_s", "perf/step_s", "ft/detected_s"):
         assert name in run.data.metrics
-    for name in ("ft/world_size", "goodput/ratio", "data/wait_s", "snapshot/stall_s", "ckpt/stall_s"):
+    for name in ("ft/world_size", "goodput/ratio", "data/wait_s", "snapshot/stall_s", "ckpt/write_s"):
         assert name in run.data.metrics
     assert run.data.metrics["eval/bits_per_byte"] == 1.93
     assert run.data.metrics["system/node-1/cpu_utilization_percentage"] == 75

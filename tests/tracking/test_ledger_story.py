@@ -8,7 +8,7 @@ import pytest
 from example_events import START_AT, Story, full_story
 
 from elastictrain.events import CheckpointWritten, StepCommitted, Waits
-from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput, over_time, total
+from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput, over_time, stalls, total
 
 TOLERANCE_S = 2e-6
 """Unix times are kept to a quarter of a microsecond."""
@@ -131,11 +131,12 @@ def test_a_run_that_gives_up_shuts_down_after_the_last_failure() -> None:
 
 
 def test_training_that_stood_still_for_a_checkpoint() -> None:
-    story = Story().start(6).generation().steps(1, step_s=0.5)
-    layout = {"dp": 2}
-    at = story.clock + 2
-    story.tell(CheckpointWritten(at, 1, "uri", 1, "", 1.99, 0.75, 16, "", 2.0, layout))
-    expect(goodput(quiet(story).events), startup=6, compute=0.5, checkpoint_stall=0.75, idle=2.01 - 0.75)
+    """In the step after the one that is written ranks wait for its copies."""
+    story = Story().start(6).generation().steps(3, step_s=0.5)
+    story.tell(CheckpointWritten(story.clock, 2, "uri", 1, "", 0.4, 32, "", 2.0, {"dp": 2}))
+    ledger = goodput(story.events)
+    expect(ledger, startup=6, compute=1.482, data_wait=0.012, snapshot_stall=0.004, checkpoint_stall=0.002, idle=0.04)
+    assert stalls(story.events)[2] == 0.002
 
 
 def test_an_attempt_that_finds_the_run_complete_is_startup() -> None:

@@ -173,7 +173,7 @@ def test_losses_survive_as_strict_json() -> None:
 def test_secrets_in_uris_are_not_shown() -> None:
     story = Story(overrides=("run.storage=s3://KEY:hunter2@bucket/x?session_token=hunter3",)).start().generation()
     story.trouble()
-    story.tell(CheckpointWritten(story.clock, 1, "s3://KEY:hunter2@bucket/c", 1, "", 1, 0, 1, "", 1.0, {}))
+    story.tell(CheckpointWritten(story.clock, 1, "s3://KEY:hunter2@bucket/c", 1, "", 1, 1, "", 1.0, {}))
     start = story.events[0]
     assert isinstance(start, RunStarted)
     assert "hunter2" in str(start.config)

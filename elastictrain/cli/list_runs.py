@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from elastictrain.cli.runs import StoredRun, all_runs, find_run
+from elastictrain.errors import DataError
 from elastictrain.sentences import percent
 from elastictrain.tracking.wording import seconds_text
 
@@ -33,8 +34,8 @@ def runs(
     """
     from elastictrain.tracking.exact_json import dumps
 
-    found = [find_run(storage, name) for name in names] if names else all_runs(storage)
-    rows = sorted(filter(None, map(_row, found)), key=lambda row: -row["started_at"])
+    found = map(_row, (find_run(storage, name) for name in names)) if names else _readable(all_runs(storage))
+    rows = sorted(filter(None, found), key=lambda row: -row["started_at"])
     _differences(rows)
     if as_json:
         typer.echo(dumps(rows, indent=2))
@@ -42,6 +43,15 @@ def runs(
     typer.echo(_aligned(_figures(rows), left=2))
     if names and rows and rows[0]["differs"]:
         typer.echo("\n" + _aligned(_fields(rows), left=1 + len(rows)))
+
+
+def _readable(found: Iterable[StoredRun]) -> Iterator[Row | None]:
+    """Their rows; one that is damaged is told of, and hides none of the others."""
+    for run in found:
+        try:
+            yield _row(run)
+        except DataError as error:
+            typer.echo(f"run {run.name} is left out: {error}", err=True)
 
 
 def _row(run: StoredRun) -> Row | None:

@@ -382,6 +382,28 @@ def test_a_run_that_has_told_nothing_is_left_out(kept: KeptRun) -> None:
     assert [row["run"] for row in json.loads(told(kept, "runs", "--json").stdout)] == ["quickstart"]
 
 
+def test_a_damaged_run_is_told_of_and_hides_no_other(kept: KeptRun) -> None:
+    other = KeptRun(kept.storage, "other")
+    (other.folder / "journal" / "attempt-0001.jsonl").write_text("{no JSON}\n")
+    asked = told(kept, "runs")
+    assert "quickstart" in asked.stdout
+    assert "run other is left out" in asked.stderr
+    assert "is damaged" in told(kept, "runs", "other", status=2).stderr
+
+
+def test_a_price_shows_in_report_and_runs(kept: KeptRun) -> None:
+    other = KeptRun(kept.storage, "other")
+    other.config = TrainConfig.load(None, ["run.name=other", "train.steps=4", "cluster.worker_cost_per_hour=2"])
+    other.killed_and_recovered()
+    assert "for a million tokens, at 2 for an hour of a worker" in told(kept, "report", "other").stdout
+    page = kept.storage / "report.html"
+    told(kept, "report", "other", "--html", page)
+    assert "for a million tokens" in page.read_text()
+    costs = {row["run"]: row["cost"] for row in json.loads(told(kept, "runs", "--json").stdout)}
+    assert costs["quickstart"] is None
+    assert costs["other"] == pytest.approx(2 * 2 * 3.9 / 3600, rel=1e-3)  # two workers for 3.9 s
+
+
 # lineage
 
 

@@ -32,13 +32,17 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.accumulation,
         layout.zero_stage,
         pp=layout.pp,
+        tp=layout.tp,
         activation_checkpointing=config.train.activation_checkpointing,
     )
 
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    split = ["parallel.layout=manual", f"parallel.pp={candidate.pp}"] if candidate.pp > 1 else []
+    degrees = [
+        f"parallel.{name}={degree}" for name, degree in (("pp", candidate.pp), ("tp", candidate.tp)) if degree > 1
+    ]
+    split = ["parallel.layout=manual", *degrees] if degrees else []
     return [
         *split,
         f"train.micro_batch={candidate.micro_batch}",

@@ -26,7 +26,12 @@ JOURNEY = (
     (1, {"pp": 4}, 4),
     (0, {"pp": 2}, 2),
     (3, {}, 3),
+    (0, {"tp": 2}, 4),
+    (1, {"tp": 2}, 2),
     (0, {"pp": 2}, 4),
+    (1, {"pp": 2, "tp": 2}, 4),
+    (0, {"pp": 2, "tp": 2}, 4),
+    (1, {"tp": 2}, 4),
     (1, {"pp": 2}, 2),
 )
 """(ZeRO stage, degrees, world size) of generations, one step each."""
@@ -34,6 +39,8 @@ STEPS = range(1, len(JOURNEY) + 1)
 
 
 def config_of(stage: int, degrees: dict[str, int], dtype: str, **more: Any) -> TrainConfig:
+    if dtype == "bf16" and "tp" in degrees:
+        stage = 1  # the only one that is run
     return train_config(stage, dtype, degrees=degrees, num_layers=NUM_LAYERS, **more)
 
 

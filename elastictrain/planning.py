@@ -39,10 +39,9 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    degrees = [
-        f"parallel.{name}={degree}" for name, degree in (("pp", candidate.pp), ("tp", candidate.tp)) if degree > 1
-    ]
-    split = ["parallel.layout=manual", *degrees] if degrees else []
+    split = [f"parallel.{name}={getattr(candidate, name)}" for name in ("pp", "tp") if getattr(candidate, name) > 1]
+    if split:
+        split.insert(0, "parallel.layout=manual")
     return [
         *split,
         f"train.micro_batch={candidate.micro_batch}",

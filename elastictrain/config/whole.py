@@ -52,8 +52,8 @@ class TrainConfig(Section):
             )
         if tp > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:
             raise ValueError(
-                f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient would "
-                "leave out what other workers of a replica hold; set parallel.zero_stage to 1"
+                f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
+                "would leave out what other workers of a replica hold; set parallel.zero_stage to 1"
             )
         heads = model.num_kv_heads or model.num_heads
         if heads % tp:

@@ -51,7 +51,9 @@ def journey(me: Rank, folder: Path, dtype: str) -> Losses:
         # Shrinking and growing at both ends, so that every process leaves and comes back.
         members = range(world_size) if generation % 2 else range(4 - world_size, 4)
         if me.index in members:
-            config, rank = config_of(stage, degrees, dtype), me.index - members[0]
+            recompute = generation % 2 == 1
+            config = config_of(stage, degrees, dtype, activation_checkpointing=recompute)
+            rank = me.index - members[0]
             group = me.group(generation, members)
             group.form()
             engine = build_engine(workload(config), config, config.layout(world_size), group)

@@ -19,13 +19,14 @@ def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
     small_cluster: Any, storage_folder: Path, undisturbed: Report
 ) -> None:
     """pp2 x dp2 on four nodes, then pp2 x dp1 on three, one of them spare, then tp2 on two workers, from storage."""
-    for address in ("127.0.0.33", "127.0.0.34"):
-        small_cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, node_ip_address=address)
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    small_cluster.add_node(**node, node_ip_address="127.0.0.33")
+    doomed = small_cluster.add_node(**node, node_ip_address="127.0.0.34")
     product = Product(storage_folder, str(small_cluster.address))
     try:
         running = product.begin("pipeline", *PIPELINE, "train.steps=100000")
         running.until_step(20)
-        raylet = psutil.Process(small_cluster.worker_nodes[-1].all_processes["raylet"][0].process.pid)
+        raylet = psutil.Process(doomed.all_processes["raylet"][0].process.pid)
         kill([raylet, *raylet.children(recursive=True)])
         status = running.until_running(generation=1)
         assert (status.world_size, status.layout) == (2, "dp1 pp2 zero1")

@@ -42,7 +42,7 @@ from elastictrain.workloads.base import Batch, Workload
 
 
 class ZeroEngine:
-    """One rank of a ZeRO engine; see `base.Engine` for the contract. `split` says what parts of a model do otherwise."""
+    """One rank of a ZeRO engine; see `base.Engine` for the contract. `split` says what parts of a model do else."""
 
     def __init__(
         self, workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup, device: Device

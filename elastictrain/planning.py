@@ -32,13 +32,16 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.accumulation,
         layout.zero_stage,
         pp=layout.pp,
+        tp=layout.tp,
         activation_checkpointing=config.train.activation_checkpointing,
     )
 
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    split = ["parallel.layout=manual", f"parallel.pp={candidate.pp}"] if candidate.pp > 1 else []
+    split = [f"parallel.{name}={getattr(candidate, name)}" for name in ("pp", "tp") if getattr(candidate, name) > 1]
+    if split:
+        split.insert(0, "parallel.layout=manual")
     return [
         *split,
         f"train.micro_batch={candidate.micro_batch}",

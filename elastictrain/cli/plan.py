@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,8 @@ def plan(
     room = found.num_devices if cluster else resolved.elastic.max_workers
     world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
+    if resolved.model.kind == "huggingface":
+        all_choices = replace(all_choices, pp=(1,), tp=(1,))  # no engine splits them
     wider = rank_layouts(job, found, world_size, all_choices)
     try:
         ranking = rank_layouts(job, found, world_size)

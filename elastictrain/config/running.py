@@ -22,27 +22,34 @@ class ParallelSection(Section):
     """How one model is spread over workers (docs/parallel.md)."""
 
     layout: Literal["auto", "manual"] = "auto"
-    """`auto`: each worker holds the whole model, but for what ZeRO shards. `manual`: one copy of the model takes pp
-    workers. The number of copies follows from the workers that there are."""
+    """`auto`: each worker holds the whole model, but for what ZeRO shards. `manual`: one copy of the model takes pp x
+    tp workers. The number of copies follows from the workers that there are."""
     pp: int = Field(default=1, ge=1)
     """Stages of the pipeline (layout manual): each worker holds some of the layers, of about equal cost."""
+    tp: int = Field(default=1, ge=1)
+    """Workers that share each matrix (layout manual): attention heads, MLP and vocabulary are split among them."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With a pipeline
+    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1."""
 
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model together."""
-        return self.pp
+        return self.pp * self.tp
 
     @model_validator(mode="after")
     def _degrees(self) -> ParallelSection:
-        for name, degree in (("pp", self.pp),):
+        for name, degree in (("pp", self.pp), ("tp", self.tp)):
             if degree > 1 and self.layout == "auto":
                 raise ValueError(
                     f"parallel.{name} {degree} counts only with parallel.layout manual: set that too, or leave "
                     f"parallel.{name} out"
                 )
+        if self.tp > 1 and self.zero_stage > 1:
+            raise ValueError(
+                f"parallel.zero_stage {self.zero_stage} is not run with parallel.tp {self.tp}: set parallel.zero_stage "
+                "to 0 or 1, or parallel.tp to 1"
+            )
         if self.pp > 1 and self.zero_stage > 1:
             raise ValueError(
                 f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "

@@ -44,11 +44,22 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _model_splits(self) -> TrainConfig:
-        model, pp = self.model, self.parallel.pp
-        if model.kind == "huggingface" and pp > 1:
+        model, pp, tp = self.model, self.parallel.pp, self.parallel.tp
+        if model.kind == "huggingface" and pp * tp > 1:
             raise ValueError(
-                f"parallel.pp {pp} can't split model.kind huggingface, only this project's transformer: set it to 1, "
-                "and parallel.zero_stage 3 where the model is too large for one worker"
+                f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind huggingface, only this project's "
+                "transformer: set both to 1, and parallel.zero_stage 3 where the model is too large for one worker"
+            )
+        if tp > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:
+            raise ValueError(
+                f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
+                "would leave out what other workers of a replica hold; set parallel.zero_stage to 1"
+            )
+        heads = model.num_kv_heads or model.num_heads
+        if heads % tp:
+            raise ValueError(
+                f"parallel.tp {tp} workers can't share {heads} heads of keys and values evenly: set parallel.tp to a "
+                "divisor of model.num_kv_heads (of model.num_heads where that is not set)"
             )
         if pp > model.num_layers:
             raise ValueError(
@@ -86,6 +97,7 @@ class TrainConfig(Section):
             micro_batch=micro_batch or self.train.micro_batch,
             zero_stage=self.parallel.zero_stage,
             pp=self.parallel.pp,
+            tp=self.parallel.tp,
         )
 
     @classmethod

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from elastictrain.control.decisions import Decision, give_up
 from elastictrain.control.leaving import dismiss, leaving_members, ready_to_part
-from elastictrain.control.placement import assign_ranks, crowded, wanted_workers
+from elastictrain.control.placement import assign_ranks, crowded, seat_together, wanted_workers
 from elastictrain.control.resize import growth_pays
 from elastictrain.control.state import State, Worker
 from elastictrain.control.vocabulary import Action, Form, Pause, Readmit, Save, StartWorker, Warn
@@ -65,7 +65,9 @@ def _gather(state: State, now: float) -> Decision:
     # after a notice: who could have waited for a replacement has done so while it trained
     late = state.leaving or waited >= state.policy.replace_timeout_s
     if state.size and (largest or not state.coming or late):
-        members = assign_ranks(state.size, _nodes_of_ready(state), state.members, state.nodes)
+        nodes = _nodes_of_ready(state)
+        members = assign_ranks(state.size, nodes, state.members, state.nodes)
+        members = seat_together(members, nodes, state.policy.neighbours)
         state = replace(state, phase="forming", members=members, leaving=False)
         return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
     fewest = state.policy.world_sizes[0]

@@ -87,3 +87,25 @@ def _from_the_emptiest(ready: Mapping[str, str], taken: Sequence[str]) -> Iterat
         yield waiting[node].popleft()
         if waiting[node]:
             heappush(emptiest, (count + 1, node))
+
+
+def seat_together(ranks: Sequence[str], nodes: Mapping[str, str], size: int) -> tuple[str, ...]:
+    """These workers in an order in which as many blocks of `size` ranks as can be have one node each.
+
+    Blocks that have one already stay where they are.
+    """
+    blocks = [tuple(ranks[start : start + size]) for start in range(0, len(ranks), size)]
+    scattered = [number for number, block in enumerate(blocks) if len({nodes[name] for name in block}) > 1]
+    by_node: dict[str, list[str]] = defaultdict(list)
+    for number in scattered:
+        for name in blocks[number]:
+            by_node[nodes[name]].append(name)
+    whole, rest = list[str](), list[str]()
+    for names in by_node.values():
+        most = len(names) // size * size
+        whole += names[:most]
+        rest += names[most:]
+    dealt = iter([*whole, *rest])
+    for number in scattered:
+        blocks[number] = tuple(next(dealt) for _ in blocks[number])
+    return tuple(name for block in blocks for name in block)

@@ -24,6 +24,8 @@ class Policy:
     wait_timeout_s: float
     unreserved_standby: bool = True
     """A standby may wait without a slot of its own (CPU clusters) and take over that of the worker it replaces."""
+    neighbours: int = 1
+    """Ranks in a row that talk all the time and belong on one node."""
     micro_batches: tuple[int, ...] = (1,)
     """The one to begin with, then those to fall back on when memory runs out, descending; see `plan.layout`."""
 

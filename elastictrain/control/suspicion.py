@@ -86,8 +86,11 @@ def patience_s(recent_steps_s: Sequence[float], num_done: int, least_s: float, u
     return own if num_done >= WARM_STEPS else min(unknown_s, FIRST_STEP_FACTOR * own)
 
 
-def find_hang(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
-    """Who holds up the others for longer than `patience_s`; None while nobody does."""
+def find_hang(ranks: Mapping[int, RankAt], patience_s: float, lockstep: bool = True) -> Hang | None:
+    """Who holds up the others for longer than `patience_s`; None while nobody does.
+
+    `lockstep` says that all ranks walk through the same phases and collectives, as the stages of a pipeline do not.
+    """
     ranks = {r: at for r, at in ranks.items() if at.phase != "idle"}  # done, or paused
     if not ranks:
         return None
@@ -96,7 +99,7 @@ def find_hang(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
         return Hang(tuple(stopped), f"its process is stopped, since {_longest(stopped):.1f} s")
     working = {r: at for r, at in ranks.items() if not at.waiting}
     if not working:
-        return _all_wait(ranks, patience_s)
+        return _all_wait(ranks, patience_s, lockstep)
     factor = ALL_FACTOR if len(working) == len(ranks) > 1 else 1.0
     silent = {r: at for r, at in working.items() if at.silent_s > factor * patience_s * _allowance(at)}
     if len(silent) < len(working):
@@ -107,7 +110,7 @@ def find_hang(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
     return Hang(tuple(silent), message)
 
 
-def _all_wait(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
+def _all_wait(ranks: Mapping[int, RankAt], patience_s: float, lockstep: bool) -> Hang | None:
     """All wait in collectives, so they do not wait for the same one."""
     if min(at.silent_s for at in ranks.values()) <= patience_s:
         return None
@@ -115,7 +118,7 @@ def _all_wait(ranks: Mapping[int, RankAt], patience_s: float) -> Hang | None:
     skipped = tuple(
         rank
         for rank, at in ranks.items()
-        if any(at.marks > other.marks and at.waits <= other.waits for other in ranks.values())
+        if lockstep and any(at.marks > other.marks and at.waits <= other.waits for other in ranks.values())
     )
     # within one phase: the one whose step goes otherwise than before, where that of its peers does not
     strayed = tuple(

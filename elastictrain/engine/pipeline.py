@@ -2,13 +2,11 @@
 
     schedule   1F1B (Narayanan et al. 2021): a stage holds the activations of at most pp micro-batches, and stands idle
                for (pp - 1) / (pp - 1 + accumulation) of the step
-    a stage    a `plan.part.Part` of the model, whose parameters have their names in the whole: so its state is
-               fragments of the same logical tensors as under any other layout
+    a stage    a `plan.part.Part` of the model (`split`), which tensor parallelism may share out further
     tied       a weight that the first stage and the last use lies in the first; the last borrows it (`tied`)
 
 DeepSpeed runs the schedule and sends the activations; what a micro-batch's pass begins with, where the step ends and
-whether the update is made is decided here, as in `zero`. Only ranks of the last stage have losses: all others hear of
-them in one small collective after the update.
+whether the update is made is decided here, as in `zero`. Only ranks of the last stage have losses.
 
 Cost of a build in a warm process: the groups of the grid, 20 to 60 ms, beside the workload's own.
 """
@@ -22,45 +20,34 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.split import SplitEngine
 from elastictrain.engine.tied import TiedWeights
-from elastictrain.engine.zero import ZeroEngine, veto
-from elastictrain.plan.part import part_of
-from elastictrain.workloads.base import Batch, SplitWorkload
+from elastictrain.engine.zero import veto
+from elastictrain.workloads.base import Batch
 
 
-class PipelineEngine(ZeroEngine):
+class PipelineEngine(SplitEngine):
     """One rank of a pipeline; see `base.Engine` for the contract."""
-
-    _workload: SplitWorkload  # the config refuses pipelines of others
-    _must_ask = True
 
     # ------------------------------------------------------------------------------------------------------- the stage
 
-    def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
+    def _placed_on_grid(self, module: nn.Module, group: RankGroup) -> nn.Module:
         from deepspeed.runtime.pipe.module import PipelineModule
-        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-        layout, workload = self._layout, self._workload
-        stage = workload.build_part(config.train.seed, part_of(workload.shape, layout, group.rank))
         # DeepSpeed deals layers to stages one by one: each stage is one layer, and those of others are never called.
-        layers = [stage if number == self._place.pp else _elsewhere for number in range(layout.pp)]
+        layers = [module if number == self._place.pp else _elsewhere for number in range(self._layout.pp)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its plans
-            module: Any = PipelineModule(
-                layers,
-                topology=PipeModelDataParallelTopology(layout.pp, layout.tp, layout.dp),
-                loss_fn=workload.output_loss,
-                partition_method="uniform",
+            stages: Any = PipelineModule(
+                layers, topology=self._topology(), loss_fn=self._output_loss, partition_method="uniform"
             )
-        self._grid = module.mpu()
+        self._grid = stages.mpu()
         group.know_connections()
-        self._tied = self._tie(dict(stage.named_parameters()))
-        return cast(nn.Module, module)
+        self._tied = self._tie(dict(module.named_parameters()))
+        return cast(nn.Module, stages)
 
     def _tie(self, parameters: Mapping[str, nn.Parameter]) -> TiedWeights | None:
         if not self._workload.tied or not (self._is_first or self._is_last):
@@ -71,9 +58,6 @@ class PipelineEngine(ZeroEngine):
 
     def _logical(self, name: str) -> str:
         return name.removeprefix(f"{self._place.pp}.")
-
-    def _whole_shapes(self, parameters: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:
-        return self._workload.parameter_shapes
 
     def _borrowed(self) -> frozenset[str]:
         return frozenset(self._workload.tied if self._is_last else ())
@@ -89,7 +73,8 @@ class PipelineEngine(ZeroEngine):
     def _initialize(self, config: Mapping[str, Any]) -> Any:
         from deepspeed.runtime.pipe import schedule
 
-        engine = super()._initialize(config)
+        # it finds the grid in the module
+        engine = super(SplitEngine, self)._initialize(config)
         engine._INSTRUCTION_MAP = {
             **engine._INSTRUCTION_MAP,
             schedule.LoadMicroBatch: self._load,
@@ -128,6 +113,9 @@ class PipelineEngine(ZeroEngine):
         losses = self._engine.fwd_outputs
         return torch.stack(losses).float() if losses else torch.empty(0, device=self._device.torch_device)
 
+    def _output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return self._workload.output_loss(output, batch, self._part, self._peers)
+
     def _load(self, engine: Any, buffer_id: int) -> None:
         batch = next(self._batches)
         if self._is_first:
@@ -152,27 +140,6 @@ class PipelineEngine(ZeroEngine):
     def _reduce_tied(self, engine: Any) -> None:
         if self._tied is not None:
             self._tied.give_gradients()
-
-    def _gathered(self, losses: Tensor) -> Tensor:
-        """Collective of the last stage: the losses of all of its ranks."""
-        gathered = losses.new_empty(self._layout.dp * len(losses))
-        dist.all_gather_into_tensor(gathered, losses, group=self._grid.get_data_parallel_group())
-        return gathered
-
-    def _everyones(self, losses: Tensor) -> Tensor:
-        known = torch.zeros(self._layout.dp, self._layout.accumulation, device=self._device.torch_device)
-        if len(losses):
-            known[self._place.dp] = losses
-        dist.all_reduce(known)
-        return known.view(-1)
-
-    def _clip_gradients(self, most: float) -> float:
-        parameters = [p for p in self._module.parameters() if p.grad is not None]
-        squares = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).square()
-        dist.all_reduce(squares, group=self._grid.get_model_parallel_group())
-        norm = squares.sqrt()
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
-        return float(norm)
 
     def _take_step(self) -> None:
         self._engine._exec_optimizer_step()

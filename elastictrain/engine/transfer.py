@@ -7,26 +7,27 @@ goes through pinned memory on a stream of its own, beside the next forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from elastictrain.engine.zero_state import Piece
+from elastictrain.state.slab import Slab
 from elastictrain.state.source import StateSource
-from elastictrain.state.tensors import PARTS, Fragment, ShardIndex
+from elastictrain.state.tensors import BYTES_PER_ELEMENT, PARTS, Fragment, ShardIndex
 
 Moments = Mapping[Tensor, Mapping[str, Tensor]]
+Slabs = Mapping[str, Slab]
 
 
 class ShardExporter:
     """Copies one rank's shard to the host, again and again, from any one thread at a time."""
 
-    def __init__(self, pieces: Sequence[Piece], moments: Moments) -> None:
-        self.index = ShardIndex(
-            tuple(Fragment(f"{part}/{p.parameter}", p.start, p.numel) for part in PARTS for p in pieces)
-        )
-        self.runs = _runs_of(pieces, moments)
+    def __init__(self, pieces: Sequence[Piece], moments: Moments, slabs: Slabs) -> None:
+        """`slabs` say where the parameters lie in those of the whole model that are shares of them."""
+        self.index = ShardIndex(tuple(f for part in PARTS for p in pieces for f in _fragments(part, p, slabs)))
+        self.runs = runs_of(pieces, moments)
         """The shard where it lies, in the order of its export, by what each run holds, for people."""
         self._stream: torch.cuda.Stream | None = None
         if any(run.is_cuda for run in self.runs.values()):
@@ -60,23 +61,32 @@ class ShardExporter:
             at += run.numel()
 
 
-def import_pieces(pieces: Sequence[Piece], moments: Moments, source: StateSource) -> None:
+def import_pieces(pieces: Sequence[Piece], moments: Moments, source: StateSource, slabs: Slabs) -> None:
     """Overwrite the pieces and their moments with what `source` holds of them, asking once."""
     views = [(part, piece, piece.view(part, moments)) for part in PARTS for piece in pieces]
     # CPU tensors are filled where they lie.
     hosts = [view if view.device.type == "cpu" else torch.empty_like(view, device="cpu") for _, _, view in views]
-    source.fill(
-        [
-            (Fragment(f"{part}/{piece.parameter}", piece.start, piece.numel), host.numpy().data.cast("B"))
-            for (part, piece, _), host in zip(views, hosts, strict=True)
-        ]
-    )
+    targets = []
+    for (part, piece, _), host in zip(views, hosts, strict=True):
+        data, at = host.numpy().data.cast("B"), 0
+        for fragment in _fragments(part, piece, slabs):
+            num_bytes = fragment.numel * BYTES_PER_ELEMENT
+            targets.append((fragment, data[at : at + num_bytes]))
+            at += num_bytes
+    source.fill(targets)
     for (_, _, view), host in zip(views, hosts, strict=True):
         if view is not host:
             view.copy_(host)
 
 
-def _runs_of(pieces: Sequence[Piece], moments: Moments) -> dict[str, Tensor]:
+def _fragments(part: str, piece: Piece, slabs: Slabs) -> Iterator[Fragment]:
+    tensor, slab = f"{part}/{piece.parameter}", slabs.get(piece.parameter)
+    if slab is None:
+        return iter((Fragment(tensor, piece.start, piece.numel),))
+    return slab.fragments(tensor, piece.start, piece.numel)
+
+
+def runs_of(pieces: Sequence[Piece], moments: Moments) -> dict[str, Tensor]:
     """Masters and moments of these pieces where they lie, joined where they are neighbours; by what each run holds."""
     return {
         f"{part}/{run.parameter}[{run.start}:] and what follows it": run.view(part, moments)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from elastictrain.engine.device import Device
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
-from elastictrain.engine.transfer import ShardExporter, import_pieces
+from elastictrain.engine.transfer import ShardExporter, Slabs, import_pieces, runs_of
 from elastictrain.engine.witness import Replicas, Witness
 from elastictrain.engine.zero_config import adamw, clips_itself, deepspeed_config
 from elastictrain.engine.zero_state import Piece, find_pieces, share, start_moments
@@ -41,7 +42,7 @@ from elastictrain.workloads.base import Batch, Workload
 
 
 class ZeroEngine:
-    """One rank of a ZeRO engine; see `base.Engine` for the contract. `pipeline` says where a stage of one differs."""
+    """One rank of a ZeRO engine; see `base.Engine` for the contract. `split` says what parts of a model do else."""
 
     def __init__(
         self, workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup, device: Device
@@ -71,10 +72,19 @@ class ZeroEngine:
         exported = self._found.pieces
         if self._found.replicated:
             exported = share(exported, self._place.dp, layout.dp)
-        self._exporter = ShardExporter(exported, self._adamw.state)
-        self._witness = self._new_witness(group, exported, borrowed)
+        self._exporter = ShardExporter([p for p in exported if self._is_exported(p)], self._adamw.state, self._slabs)
+        besides = runs_of([p for p in exported if not self._is_exported(p)], self._adamw.state)
+        besides |= {f"the borrowed {name}": weight.detach() for name, weight in borrowed.items()}
+        self._witness = self._new_witness(group, exported, besides)
 
-    # ------------------------------------------------------------------------------------ what a stage does otherwise
+    # -------------------------------------------------------------------------- what a part of the model does otherwise
+
+    _slabs: Slabs = MappingProxyType({})
+    """Where parameters lie in those of the whole model that are shares of them."""
+    _tells = True
+    """Whether this rank's losses are those of its replica."""
+    _must_ask = False
+    """Whether some rank does not know the losses of its replica."""
 
     def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
         """What DeepSpeed is given to train."""
@@ -91,6 +101,10 @@ class ZeroEngine:
     def _borrowed(self) -> frozenset[str]:
         """Parameters that are another rank's to update and export."""
         return frozenset()
+
+    def _is_exported(self, piece: Piece) -> bool:
+        """Whether no other rank exports this."""
+        return True
 
     def _initialize(self, config: Mapping[str, Any]) -> Any:
         """DeepSpeed's engine of the module."""
@@ -113,23 +127,27 @@ class ZeroEngine:
             self._engine.set_gradient_accumulation_boundary(position == len(micro_batches))
             on_phase("forward")
             torch.manual_seed(seed)
-            # The engine is a module that forwards to the user's.
-            loss = self._workload.loss(self._engine, self._placed(batch))
+            loss = self._loss(self._placed(batch))
             losses.append(loss.detach().float())
             if position == len(micro_batches):
                 own = torch.stack(losses)
-                known = None if loss_limit is None else self._everyones(own)
+                known = None if loss_limit is None else self._gathered(own)
                 loss = loss * veto(own if known is None else known, loss_limit, loss.dtype)
             # after the losses' collective: a rank that leaves one out shows by being in the next phase
             on_phase("backward")
             self._engine.backward(loss)
         return own, known
 
-    _must_ask = False
-    """Whether some rank has no losses of its own."""
+    def _loss(self, batch: Batch) -> Tensor:
+        # The engine is a module that forwards to the user's.
+        return self._workload.loss(self._engine, batch)
+
+    def _gathered(self, losses: Tensor) -> Tensor:
+        """Collective of the ranks that have losses, before the last backward pass: those of all replicas."""
+        return self._everyones(losses)
 
     def _everyones(self, losses: Tensor) -> Tensor:
-        """Collective: the losses of all ranks."""
+        """Collective of all ranks: the losses of all replicas."""
         gathered = losses.new_empty(self._layout.world_size * len(losses))
         dist.all_gather_into_tensor(gathered, losses)
         return gathered
@@ -171,7 +189,7 @@ class ZeroEngine:
             self._optimizer_step += updated
             if known is None:
                 known = self._everyones(own) if self._must_ask or not updated else own
-            return StepResult(tuple(own.tolist()), tuple(known.tolist()), grad_norm, updated)
+            return StepResult(tuple(own.tolist()) if self._tells else (), tuple(known.tolist()), grad_norm, updated)
 
     def tensors(self) -> tuple[LogicalTensor, ...]:
         """See `base.Engine.tensors`."""
@@ -192,7 +210,7 @@ class ZeroEngine:
     def import_state(self, source: StateSource) -> None:
         """See `base.Engine.import_state`."""
         self._optimizer_step = int(source.scalars["optimizer_step"])
-        import_pieces(self._found.pieces, self._adamw.state, source)
+        import_pieces(self._found.pieces, self._adamw.state, source, self._slabs)
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
         with peer_loss_named(), torch.no_grad():
             self._refresh()
@@ -230,14 +248,14 @@ class ZeroEngine:
                 return math.inf
         return norm
 
-    def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], borrowed: Mapping[str, Tensor]) -> Witness:
+    def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], besides: Mapping[str, Tensor]) -> Witness:
         layout, place = self._layout, self._place
         same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
         return Witness(
             rank=group.rank,
             pieces=pieces,
             shard=self._exporter.runs,
-            unexported={f"the borrowed {name}": weight for name, weight in borrowed.items()},
+            unexported=besides,
             replicated=self._found.whole if layout.dp > 1 else {},
             own_weights=self._found.own_weights,
             replicas=Replicas(place.pp * layout.tp + place.tp, layout.replica_size, same),

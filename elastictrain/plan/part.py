@@ -23,14 +23,24 @@ class Part:
     """Whether it turns tokens into vectors."""
     last: bool
     """Whether it turns vectors into scores."""
+    tp: int = 1
+    """Ranks that share each of its matrices."""
+    tp_index: int = 0
+    """Which of them this is."""
+
+    def share(self, size: int) -> range:
+        """This rank's numbers of a dimension of so many; where they can't be equal, shares differ by one."""
+        return range(size * self.tp_index // self.tp, size * (self.tp_index + 1) // self.tp)
 
 
 def part_of(shape: ModelShape, layout: Layout, rank: int) -> Part:
     """What this rank holds."""
-    stage = layout.place(rank).pp
+    place = layout.place(rank)
+    stage = place.pp
     dealt = deal_blocks(shape, layout.pp)
     start = sum(dealt[:stage])
-    return Part(range(start, start + dealt[stage]), stage == 0, stage == layout.pp - 1)
+    blocks = range(start, start + dealt[stage])
+    return Part(blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp)
 
 
 def deal_blocks(shape: ModelShape, num_stages: int) -> tuple[int, ...]:

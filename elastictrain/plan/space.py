@@ -56,13 +56,14 @@ class Candidate:
     @property
     def runs_today(self) -> bool:
         """Whether this project's engines can train so."""
-        return (self.tp, self.ep, self.sp, self.offload) == (1, 1, 1, "none")
+        split_state = self.tp > 1 and self.zero_stage > 1
+        return (self.ep, self.sp, self.offload) == (1, 1, "none") and not split_state
 
     def layout(self) -> Layout:
         """What the engine is built with; only of one that runs today."""
         if not self.runs_today:
             raise ValueError(f"the engine has no layout for {self}")
-        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp)
+        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp)
 
     def __str__(self) -> str:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]

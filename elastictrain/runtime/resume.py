@@ -43,7 +43,7 @@ from elastictrain.tracking.in_force import micro_batch_in_force
 
 _STILL_SMALLER = (
     "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
-    "Another train.micro_batch, train.activation_checkpointing or parallel.zero_stage is tried as it is."
+    "Another train.micro_batch, train.activation_checkpointing or parallel.* is tried as it is."
 )
 Emit = Callable[[Event], None]
 

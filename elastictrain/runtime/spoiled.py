@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from elastictrain.plan.part import Part
 from elastictrain.workloads.base import Batch, SplitWorkload, Workload
+from elastictrain.workloads.sharing import Peers
 
 
 class SpoiledWorkload:
@@ -22,9 +24,9 @@ class SpoiledWorkload:
         loss = self._workload.loss(module, batch)
         return loss * math.nan if self._due() else loss
 
-    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
         """See `workloads.base.SplitWorkload.output_loss`."""
-        loss = cast(SplitWorkload, self._workload).output_loss(output, batch)
+        loss = cast(SplitWorkload, self._workload).output_loss(output, batch, part, peers)
         return loss * math.nan if self._due() else loss
 
     def __getattr__(self, name: str) -> Any:

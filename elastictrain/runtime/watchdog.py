@@ -51,7 +51,8 @@ class Watchdog:
             self._last = None
             return None
         known = {rank: at for rank, at in enumerate(ranks) if at is not None}
-        hang = find_hang({rank: _rank_at(at) for rank, at in known.items()}, self.patience_s)
+        lockstep = self._layout.pp == 1
+        hang = find_hang({rank: _rank_at(at) for rank, at in known.items()}, self.patience_s, lockstep)
         if hang is None:
             self._last = None
             return None

@@ -12,8 +12,8 @@ from elastictrain.events import Event, GenerationStarted, RunStarted
 def micro_batch_in_force(earlier: Sequence[Event], config: TrainConfig) -> int:
     """The micro-batch to go on with: that of the newest generation where memory had run out, else train.micro_batch.
 
-    What memory a forward pass needs is the user's to change: under another train.micro_batch, activation checkpointing
-    or ZeRO stage than that generation's, train.micro_batch counts as it is.
+    What memory a forward pass needs is the user's to change: under another train.micro_batch, activation checkpointing,
+    ZeRO stage or split of the model than that generation's, train.micro_batch counts as it is.
     """
     configured, begun, newest = config.train.micro_batch, None, None
     for event in earlier:
@@ -32,4 +32,5 @@ def micro_batch_in_force(earlier: Sequence[Event], config: TrainConfig) -> int:
 def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     """What decides about memory, of a config as it was told."""
     train, parallel = config.get("train", {}), config.get("parallel", {})
-    return train.get("micro_batch"), train.get("activation_checkpointing"), parallel.get("zero_stage")
+    split = parallel.get("pp", 1), parallel.get("tp", 1)  # not told by older runs
+    return train.get("micro_batch"), train.get("activation_checkpointing"), parallel.get("zero_stage"), split

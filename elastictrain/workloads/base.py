@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
+from elastictrain.state.slab import Slab
+from elastictrain.workloads.sharing import Peers
 
 Batch = Mapping[str, Tensor]
 """Named tensors of one micro-batch, samples first. Language models: `tokens`, int64 [micro_batch, seq_len + 1]."""
@@ -60,14 +62,18 @@ class SplitWorkload(Workload, Protocol):
         """Parameters that both the first part and the last hold where these are different ones."""
         ...
 
-    def build_part(self, seed: int, part: Part) -> nn.Module:
-        """As `build`, a part: the same bits under the same names."""
+    def build_part(self, seed: int, part: Part, peers: Peers | None) -> nn.Module:
+        """As `build`, a part: the same bits under the same names. `peers` add up what `part.tp` ranks share."""
+        ...
+
+    def slabs(self, part: Part) -> Mapping[str, Slab]:
+        """Which elements of the whole's parameters a part has, for those that ranks share."""
         ...
 
     def part_input(self, batch: Batch) -> Tensor:
         """What the first part takes; the others take the output of the one before."""
         ...
 
-    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
         """Mean loss over the micro-batch's predictions, from what the last part gives."""
         ...

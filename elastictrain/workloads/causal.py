@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elastictrain.config import TrainConfig
+from elastictrain.plan.part import Part
 from elastictrain.workloads.base import Batch
+from elastictrain.workloads.sharing import Peers, cross_entropy
 
 TEMPERATURE = 0.8
 """Divides the logits before sampling: below one, likely tokens gain."""
@@ -44,15 +46,18 @@ class CausalLanguageModel(ABC):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
-        return self.output_loss(self.logits(module, self.part_input(batch)), batch)
+        return _cross_entropy(self.logits(module, self.part_input(batch)), batch, "mean")
 
     def part_input(self, batch: Batch) -> Tensor:
         """Every token but the last, which predicts nothing."""
         return batch["tokens"][:, :-1]
 
-    def output_loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of these logits in nats."""
-        return _cross_entropy(output, batch, "mean")
+    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
+        """Mean cross-entropy of these logits, or of this rank's part of them, in nats."""
+        if peers is None:
+            return _cross_entropy(output, batch, "mean")
+        targets = batch["tokens"][:, 1:].flatten()
+        return cross_entropy(output.float().flatten(0, 1), targets, part.share(self.vocab_size), peers)
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices, embeddings included, decay; norms and biases, which are vectors, don't."""

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
 from elastictrain.planning import job_of
+from elastictrain.state.slab import Slab
 from elastictrain.workloads.causal import CausalLanguageModel
-from elastictrain.workloads.transformer import Transformer, initialise
+from elastictrain.workloads.sharing import Peers
+from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
 class LanguageModel(CausalLanguageModel):
@@ -20,20 +22,31 @@ class LanguageModel(CausalLanguageModel):
 
     def build(self, seed: int) -> nn.Module:
         """A new transformer; torch's global random state is neither read nor moved."""
-        return self.build_part(seed, None)
+        return self.build_part(seed, None, None)
 
-    def build_part(self, seed: int, part: Part | None) -> nn.Module:
+    def build_part(self, seed: int, part: Part | None, peers: Peers | None) -> nn.Module:
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
-        module = self._on_meta(part)
+        module = self._on_meta(part, peers)
         module.to_empty(device="cpu")
-        initialise(module, seed, self.config.model.num_layers)
+        initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
+
+    def slabs(self, part: Part) -> Mapping[str, Slab]:
+        """See `base.SplitWorkload.slabs`."""
+        if part.tp == 1:
+            return {}
+        split = {name: (shape, split_dimension(name)) for name, shape in self.parameter_shapes.items()}
+        return {
+            name: Slab.of(shape, dimension, part.share(shape[dimension]))
+            for name, (shape, dimension) in split.items()
+            if dimension is not None
+        }
 
     @property
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `base.SplitWorkload.parameter_shapes`."""
-        return {name: tuple(p.shape) for name, p in self._on_meta(None).named_parameters()}
+        return {name: tuple(p.shape) for name, p in self._on_meta(None, None).named_parameters()}
 
     @property
     def tied(self) -> tuple[str, ...]:
@@ -50,6 +63,7 @@ class LanguageModel(CausalLanguageModel):
         logits: Tensor = module(tokens)
         return logits
 
-    def _on_meta(self, part: Part | None) -> Transformer:
+    def _on_meta(self, part: Part | None, peers: Peers | None) -> Transformer:
+        recompute = self.config.train.activation_checkpointing
         with torch.device("meta"):
-            return Transformer(self.config.model, self.vocab_size, self.config.train.activation_checkpointing, part)
+            return Transformer(self.config.model, self.vocab_size, recompute, part, peers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elastictrain.config import ModelSection
 from elastictrain.plan.part import Part
+from elastictrain.workloads.sharing import Peers, embed, enter, leave
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights."""
@@ -36,20 +38,22 @@ class Transformer(nn.Module):
         vocab_size: int,
         activation_checkpointing: bool = False,
         part: Part | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__()
         part = part or Part(range(model.num_layers), first=True, last=True)
-        self.part = part
+        self.part, self.peers = part, peers
         self.activation_checkpointing = activation_checkpointing
         self.draws = model.dropout > 0
         self.head_dim = model.hidden_size // model.num_heads
         self.rope_theta = model.rope_theta
         tied_head = part.last and model.tie_embeddings
-        self.embedding = Embedding(vocab_size, model.hidden_size) if part.first or tied_head else None
-        self.blocks = nn.ModuleDict({str(number): Block(model) for number in part.blocks})
+        rows = part.share(vocab_size)
+        self.embedding = Embedding(rows, model.hidden_size, peers) if part.first or tied_head else None
+        self.blocks = nn.ModuleDict({str(number): Block(model, part, peers) for number in part.blocks})
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
-        self.head = nn.Linear(model.hidden_size, vocab_size, bias=False) if own_head else None
+        self.head = nn.Linear(model.hidden_size, len(rows), bias=False) if own_head else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens, or the vectors of the part before; gives scores, or vectors for the part after."""
@@ -68,19 +72,19 @@ class Transformer(nn.Module):
         hidden = self.norm(hidden)
         scores = self.embedding if self.head is None else self.head
         assert scores is not None, "the last part has a head, or the embedding in its place"
-        logits: Tensor = scores(hidden)
+        logits: Tensor = scores(enter(hidden, self.peers))
         return logits
 
 
 class Block(nn.Module):
     """Attention, then SwiGLU; each reads a normed copy of the residual stream and adds to it."""
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.attention = Attention(model)
+        self.attention = Attention(model, part, peers)
         self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.mlp = SwiGLU(model)
+        self.mlp = SwiGLU(model, part, peers)
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, hidden: Tensor, rotation: Tensor) -> Tensor:
@@ -90,19 +94,26 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention; `num_kv_heads` key and value heads serve `num_heads` query heads in equal groups."""
+    """Causal attention; `num_kv_heads` key and value heads serve `num_heads` query heads in equal groups.
 
-    def __init__(self, model: ModelSection) -> None:
+    Split over ranks by heads, whole groups of them.
+    """
+
+    def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
         super().__init__()
+        self.peers = peers
         self.head_dim = model.hidden_size // model.num_heads
         num_kv_heads = model.num_kv_heads or model.num_heads
         self.grouped = num_kv_heads != model.num_heads
-        self.query = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
-        self.key = nn.Linear(model.hidden_size, num_kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(model.hidden_size, num_kv_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
+        of_queries = len(part.share(model.num_heads)) * self.head_dim
+        of_keys = len(part.share(num_kv_heads)) * self.head_dim
+        self.query = nn.Linear(model.hidden_size, of_queries, bias=False)
+        self.key = nn.Linear(model.hidden_size, of_keys, bias=False)
+        self.value = nn.Linear(model.hidden_size, of_keys, bias=False)
+        self.output = nn.Linear(of_queries, model.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+        hidden = enter(hidden, self.peers)
         query, key, value = (
             project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
             for project in (self.query, self.key, self.value)
@@ -110,23 +121,23 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             rotate(query, rotation), rotate(key, rotation), value, is_causal=True, enable_gqa=self.grouped
         )
-        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return out
+        return leave(self.output(mixed.transpose(1, 2).flatten(2)), self.peers)
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
         super().__init__()
-        width = model.intermediate_size or math.ceil(model.hidden_size * 8 / 3 / 32) * 32
+        self.peers = peers
+        width = len(part.share(model.intermediate_size or math.ceil(model.hidden_size * 8 / 3 / 32) * 32))
         self.gate = nn.Linear(model.hidden_size, width, bias=False)
         self.up = nn.Linear(model.hidden_size, width, bias=False)
         self.down = nn.Linear(width, model.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.down(F.silu(self.gate(hidden)) * self.up(hidden))
-        return out
+        hidden = enter(hidden, self.peers)
+        return leave(self.down(F.silu(self.gate(hidden)) * self.up(hidden)), self.peers)
 
 
 class RMSNorm(nn.Module):
@@ -146,14 +157,16 @@ class Embedding(nn.Module):
     """Ids to vectors; and vectors to logits, when it is the output head too.
 
     Both uses go through this module's own forward: ZeRO-3 gathers a module's weights around that and nowhere else.
+    Split over ranks by ids: logits are those of `rows` alone.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, rows: range, hidden_size: int, peers: Peers | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.rows, self.peers = rows, peers
+        self.weight = nn.Parameter(torch.empty(len(rows), hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) if x.is_floating_point() else F.embedding(x, self.weight)
+        return F.linear(x, self.weight) if x.is_floating_point() else embed(x, self.weight, self.rows, self.peers)
 
 
 def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -179,11 +192,22 @@ def block_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"block {seed} {number}".encode(), digest_size=8).digest(), "little")
 
 
-def initialise(module: Transformer, seed: int, num_layers: int) -> None:
+SPLIT_DIMENSIONS = {
+    "embedding": 0, "head": 0, "query": 0, "key": 0, "value": 0, "output": 1, "gate": 0, "up": 0, "down": 1,
+}  # fmt: skip
+"""Which dimension of a layer's weight is split over the ranks that share it; norms are not."""
+
+
+def split_dimension(name: str) -> int | None:
+    """Of the parameter of this name; None if it is not split."""
+    return SPLIT_DIMENSIONS.get(name.split(".")[-2])
+
+
+def initialise(module: Transformer, seed: int, num_layers: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Fill every weight from (seed, name): norms one, matrices normal, what adds to the residual stream smaller.
 
     The 2 x num_layers additions to the stream are scaled so that its variance at the end is that of one; that is the
-    whole model's number, whatever part this is.
+    whole model's number, and `shapes` are the whole's, whatever part this is.
     """
     residual_std = INITIAL_STD / math.sqrt(2 * num_layers)
     for name, parameter in module.named_parameters():
@@ -193,4 +217,9 @@ def initialise(module: Transformer, seed: int, num_layers: int) -> None:
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
-        nn.init.normal_(parameter, std=residual_std if adds_to_stream else INITIAL_STD, generator=generator)
+        dimension = split_dimension(name) if module.part.tp > 1 else None
+        whole = parameter.data if dimension is None else torch.empty(shapes[name])
+        nn.init.normal_(whole, std=residual_std if adds_to_stream else INITIAL_STD, generator=generator)
+        if dimension is not None:
+            mine = module.part.share(shapes[name][dimension])
+            parameter.data.copy_(whole.narrow(dimension, mine.start, len(mine)))

@@ -95,7 +95,10 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
     run_team(2, bad_steps, tmp_path, stage, dtype, {})
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
-def test_a_bad_step_changes_nothing_in_a_pipeline(tmp_path: Path, stage: int, dtype: str) -> None:
-    """The last stages alone see the losses."""
-    run_team(4, bad_steps, tmp_path, stage, dtype, {"pp": 2})
+@pytest.mark.parametrize(
+    ("stage", "dtype", "degree"),
+    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp")],
+)
+def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
+    """Of a pipeline the last stages alone see the losses."""
+    run_team(4, bad_steps, tmp_path, stage, dtype, {degree: 2})

@@ -26,7 +26,12 @@ JOURNEY = (
     (1, {"pp": 4}, 4),
     (0, {"pp": 2}, 2),
     (3, {}, 3),
+    (0, {"tp": 2}, 4),
+    (1, {"tp": 2}, 2),
     (0, {"pp": 2}, 4),
+    (1, {"pp": 2, "tp": 2}, 4),
+    (0, {"pp": 2, "tp": 2}, 4),
+    (1, {"tp": 2}, 4),
     (1, {"pp": 2}, 2),
 )
 """(ZeRO stage, degrees, world size) of generations, one step each."""
@@ -34,6 +39,8 @@ STEPS = range(1, len(JOURNEY) + 1)
 
 
 def config_of(stage: int, degrees: dict[str, int], dtype: str, **more: Any) -> TrainConfig:
+    if dtype == "bf16" and "tp" in degrees:
+        stage = 1  # the only one that is run
     return train_config(stage, dtype, degrees=degrees, num_layers=NUM_LAYERS, **more)
 
 
@@ -44,7 +51,9 @@ def journey(me: Rank, folder: Path, dtype: str) -> Losses:
         # Shrinking and growing at both ends, so that every process leaves and comes back.
         members = range(world_size) if generation % 2 else range(4 - world_size, 4)
         if me.index in members:
-            config, rank = config_of(stage, degrees, dtype), me.index - members[0]
+            recompute = generation % 2 == 1
+            config = config_of(stage, degrees, dtype, activation_checkpointing=recompute)
+            rank = me.index - members[0]
             group = me.group(generation, members)
             group.form()
             engine = build_engine(workload(config), config, config.layout(world_size), group)

@@ -21,18 +21,20 @@ from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
-PIPELINES = [(0, "fp32", 2), (1, "fp32", 2), (1, "bf16", 2)]
-"""With the number of stages."""
+SPLIT = [(0, "fp32", 2, 1), (1, "fp32", 2, 1), (1, "bf16", 2, 1), (0, "fp32", 1, 2), (1, "bf16", 1, 2)]
+"""With pp and tp."""
 
 
-Kind = tuple[int, str] | tuple[int, str, int]
+Kind = tuple[int, str] | tuple[int, str, int, int]
 
 
 class Training:
     """One rank that trains as the runtime does: seal, snapshot, verify before the next update."""
 
-    def __init__(self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1) -> None:
-        config = train_config(stage, dtype, degrees={"pp": pp} if pp > 1 else None)
+    def __init__(
+        self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1, tp: int = 1
+    ) -> None:
+        config = train_config(stage, dtype, degrees={"pp": pp, "tp": tp} if pp * tp > 1 else None)
         self._group = me.group(generation, range(world_size))
         self._group.form()
         self.engine: ZeroEngine = build_engine(workload(config), config, config.layout(world_size), self._group)
@@ -73,7 +75,7 @@ class Training:
 def clean(me: Rank, folder: Path) -> list[Any]:
     """Twenty steps of every kind, an import, and one more; what was found."""
     found = []
-    for generation, kind in enumerate([*KINDS, *PIPELINES]):
+    for generation, kind in enumerate([*KINDS, *SPLIT]):
         training = Training(me, generation, 2, *kind)
         found.append([training.step() for _ in range(CLEAN_STEPS)])
         save_shard(training.engine, folder / f"{generation}", me.index)
@@ -89,7 +91,7 @@ def clean(me: Rank, folder: Path) -> list[Any]:
 
 
 def test_clean_training_raises_no_alarm(tmp_path: Path) -> None:
-    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len([*KINDS, *PIPELINES])] * 2
+    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len([*KINDS, *SPLIT])] * 2
 
 
 def flipped(me: Rank, world_size: int, kinds: list[Kind]) -> dict[tuple[Kind, str, int], list[Any]]:
@@ -115,7 +117,7 @@ def flipped(me: Rank, world_size: int, kinds: list[Kind]) -> dict[tuple[Kind, st
 
 @pytest.mark.parametrize(
     ("world_size", "kinds"),
-    [(2, KINDS), (3, [(1, "bf16"), (0, "fp32")]), (1, [(1, "fp32")]), (2, PIPELINES), (4, PIPELINES[1:])],
+    [(2, KINDS), (3, [(1, "bf16"), (0, "fp32")]), (1, [(1, "fp32")]), (2, SPLIT), (4, SPLIT[1:4])],
 )
 def test_a_flip_is_found_in_the_right_rank(world_size: int, kinds: list[Kind]) -> None:
     first, *others = run_team(world_size, flipped, world_size, kinds)

@@ -26,7 +26,7 @@ NUM_MICRO_BATCHES = 6
 def train_config(
     zero_stage: int, dtype: str = "fp32", *, degrees: Mapping[str, int] | None = None, num_layers: int = 2, **train: Any
 ) -> TrainConfig:
-    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp."""
+    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp."""
     manual = {"layout": "manual", **degrees} if degrees else {}
     return TrainConfig.from_dict(
         {

@@ -12,26 +12,28 @@ import psutil
 from product import Product, Report, assert_near, kill
 
 PIPELINE = ("parallel.layout=manual", "parallel.pp=2", "elastic.max_workers=4")
+TENSOR = ("parallel.layout=manual", "parallel.tp=2")
 
 
 def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
     small_cluster: Any, storage_folder: Path, undisturbed: Report
 ) -> None:
-    """pp2 x dp2 on four nodes, then pp2 x dp1 on three, one of them spare, then ZeRO 2 on two workers, from storage."""
-    for address in ("127.0.0.33", "127.0.0.34"):
-        small_cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, node_ip_address=address)
+    """pp2 x dp2 on four nodes, then pp2 x dp1 on three, one of them spare, then tp2 on two workers, from storage."""
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    small_cluster.add_node(**node, node_ip_address="127.0.0.33")
+    doomed = small_cluster.add_node(**node, node_ip_address="127.0.0.34")
     product = Product(storage_folder, str(small_cluster.address))
     try:
         running = product.begin("pipeline", *PIPELINE, "train.steps=100000")
         running.until_step(20)
-        raylet = psutil.Process(small_cluster.worker_nodes[-1].all_processes["raylet"][0].process.pid)
+        raylet = psutil.Process(doomed.all_processes["raylet"][0].process.pid)
         kill([raylet, *raylet.children(recursive=True)])
         status = running.until_running(generation=1)
         assert (status.world_size, status.layout) == (2, "dp1 pp2 zero1")
         ended = running.stop()
         assert ended.code == 130, ended.err
         steps = product.report("pipeline")["steps"] + 20
-        ended = product.train("pipeline", "parallel.zero_stage=2", f"train.steps={steps}")
+        ended = product.train("pipeline", *TENSOR, f"train.steps={steps}")
         assert ended.code == 0, ended.err
         report = product.report("pipeline")
     finally:
@@ -44,6 +46,6 @@ def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
     four, two, last = report["generations"]
     assert four["layout"] == {"dp": 2, "pp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 2}
     assert two["layout"] == {"dp": 1, "pp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
-    assert last["layout"] == {"dp": 2, "zero_stage": 2, "micro_batch": 2, "accumulation": 2}
+    assert last["layout"] == {"dp": 1, "tp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
     assert [g["source"] for g in (four, two, last)] == ["fresh", "memory", "durable"]
     assert [g["continuation"] for g in (two, last)] == ["order_exact", "order_exact"]

@@ -14,7 +14,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.plan.activations import layer_bytes
 from elastictrain.planning import job_of
-from elastictrain.workloads.transformer import Block, Transformer, rotary_table
+from elastictrain.workloads.transformer import Transformer, rotary_table
 
 MODELS = [
     {"num_layers": 1, "hidden_size": 64, "num_heads": 4},
@@ -58,7 +58,7 @@ def test_a_layer_keeps_what_autograd_keeps(model: dict[str, object], dtype: str)
     config = config_of(model)
     shape = job_of(config).shape
     torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    block = Block(config.model).to(torch_dtype)
+    block = Transformer(config.model, config.data.vocab_size).blocks["0"].to(torch_dtype)
     weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

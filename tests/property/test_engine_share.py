@@ -30,7 +30,7 @@ def test_a_shard_holds_the_fragments_end_to_end_in_index_order(layout: list[tupl
         pieces.append(Piece(f"p{i}", 0, numel, master, offset))
         offset += numel + gap
     moments = {master: {"exp_avg": master + 1000, "exp_avg_sq": master + 2000}}
-    exporter = ShardExporter(pieces, moments)
+    exporter = ShardExporter(pieces, moments, {})
     buffer = torch.full((exporter.index.numel,), torch.nan)
     exporter.copy_into(buffer)
     fragments = list(zip(exporter.index.fragments, exporter.index.offsets, strict=True))

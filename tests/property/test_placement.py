@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastictrain.control.placement import assign_ranks, crowded, wanted_workers
+from elastictrain.control.placement import assign_ranks, crowded, seat_together, wanted_workers
 from elastictrain.control.restore import ShardAt, newest_complete, ring
 
 
@@ -50,6 +50,17 @@ def test_ranks_are_stable_and_share_no_slot_while_another_is_free(
         elif name in ranks:
             assert ranks[rank] == name, "who stays keeps its rank"
     assert assign_ranks(size, ready, ranks, slots) == ranks, "nothing moves for nothing"
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=12), st.integers(1, 4))
+def test_as_many_blocks_as_can_be_have_one_node(places: list[str], size: int) -> None:
+    places = places[: len(places) // size * size]
+    nodes = {f"w{number}": node for number, node in enumerate(places)}
+    ranks = seat_together([*nodes], nodes, size)
+    assert sorted(ranks) == sorted(nodes)
+    blocks = [[nodes[name] for name in ranks[start : start + size]] for start in range(0, len(ranks), size)]
+    assert sum(len(set(block)) == 1 for block in blocks) == sum(n // size for n in Counter(places).values())
+    assert seat_together(ranks, nodes, size) == ranks, "nothing moves for nothing"
 
 
 shards = st.builds(

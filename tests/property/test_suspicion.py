@@ -37,6 +37,14 @@ def test_nobody_is_blamed_within_patience(world: dict[int, RankAt]) -> None:
     assert find_hang(world, PATIENCE_S) is None
 
 
+def test_the_stages_of_a_pipeline_have_done_different_things_for_good_reason() -> None:
+    world = {0: replace(WAITING, silent_s=9.0), 1: replace(WAITING, marks=11, silent_s=9.0)}
+    accused, nobody = find_hang(world, PATIENCE_S), find_hang(world, PATIENCE_S, lockstep=False)
+    assert accused is not None
+    assert nobody is not None
+    assert (accused.ranks, nobody.ranks) == ((1,), ())
+
+
 @given(worlds, st.integers(0, 7), st.floats(3.1, 1000))
 def test_nobody_is_blamed_while_somebody_computes(world: dict[int, RankAt], busy: int, silent_s: float) -> None:
     world = {rank: replace(at, silent_s=silent_s) for rank, at in world.items()}

@@ -17,7 +17,7 @@ VOCAB = 300
 def transformer(*, activation_checkpointing: bool = False, seed: int = 0, **model: object) -> Transformer:
     shape = ModelSection.model_validate({"num_layers": 2, "hidden_size": 32, "num_heads": 4, **model})
     module = Transformer(shape, VOCAB, activation_checkpointing)
-    initialise(module, seed, shape.num_layers)
+    initialise(module, seed, shape.num_layers, {name: tuple(p.shape) for name, p in module.named_parameters()})
     return module
 
 

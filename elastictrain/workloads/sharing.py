@@ -1,0 +1,76 @@
+"""Tensor parallelism of a layer, after Shoeybi et al. 2019 (Megatron-LM): what goes on between the ranks that share it.
+
+    h = enter(x)        the same x on all; their gradients are summed
+    y = rows of W h     each rank has its own rows of W, and so its own part of y
+    z = columns of V y  each has the matching columns of V, and so a term of z
+    leave(z)            the sum, the same on all
+
+Who the ranks are, and how they add, is the engine's: `Peers`. Sums are made in fp32, and are the same bits on all.
+Cost: two sums of [batch, seq, hidden] in a block's forward pass, and two in its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The ranks that share each matrix of a part; both give a new tensor, the same on all."""
+
+    sum: Callable[[Tensor], Tensor]
+    max: Callable[[Tensor], Tensor]
+
+
+def enter(x: Tensor, peers: Peers | None) -> Tensor:
+    """To what is split; None where nothing is."""
+    return x if peers is None else cast(Tensor, _Enter.apply(x, peers))  # type: ignore[no-untyped-call]  # torch's
+
+
+def leave(x: Tensor, peers: Peers | None) -> Tensor:
+    """From what is split: the sum of all ranks' terms."""
+    return x if peers is None else cast(Tensor, _Leave.apply(x, peers))  # type: ignore[no-untyped-call]  # torch's
+
+
+def embed(ids: Tensor, weight: Tensor, rows: range, peers: Peers | None) -> Tensor:
+    """Vectors of these ids, of which each rank has those in `rows`."""
+    if peers is None:
+        return F.embedding(ids, weight)
+    mine = (ids >= rows.start) & (ids < rows.stop)
+    vectors = F.embedding((ids - rows.start).where(mine, 0), weight)
+    return leave(vectors.where(mine.unsqueeze(-1), 0.0), peers)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, rows: range, peers: Peers) -> Tensor:
+    """Mean cross-entropy of scores [n, len(rows)], each rank having those of the targets in `rows`."""
+    shifted = logits - peers.max(logits.detach().amax(-1)).unsqueeze(-1)
+    mine = (targets >= rows.start) & (targets < rows.stop)
+    chosen = shifted.gather(-1, (targets - rows.start).where(mine, 0).unsqueeze(-1)).squeeze(-1)
+    return (leave(shifted.exp().sum(-1), peers).log() - leave(chosen.where(mine, 0.0), peers)).mean()
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        ctx.peers = peers
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return ctx.peers.sum(gradients[0]), None
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        return peers.sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], None

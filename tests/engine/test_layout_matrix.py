@@ -1,0 +1,114 @@
+"""Every layout that four ranks can have, in a random order: the state goes on bit for bit, in memory and in storage.
+
+Real groups and engines, built and torn down in the same four processes; a step is taken in each layout, so that weights
+and moments all change. The order, the dtypes and the ways are drawn anew each time from a seed that a failure tells.
+About 30 s.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ranks import Rank, run_team
+from training import FolderSource, logical_shapes, save_shard, train, train_config, workload
+
+from elastictrain.checkpoint.store import CheckpointStore
+from elastictrain.config import TrainConfig
+from elastictrain.engine.build import build_engine
+from elastictrain.engine.zero import ZeroEngine
+from elastictrain.plan.layout import Layout
+from elastictrain.state.manifest import Manifest
+from elastictrain.storage import Storage
+
+NUM_RANKS = 4
+NUM_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One generation of the journey."""
+
+    layout: Layout
+    dtype: str
+    members: tuple[int, ...]
+    durable: bool
+    """Whether its state comes from storage."""
+
+    @property
+    def config(self) -> TrainConfig:
+        degrees = {"pp": self.layout.pp, "tp": self.layout.tp}
+        return train_config(self.layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS)
+
+
+def random_journey(seed: int) -> list[Stop]:
+    chance = random.Random(seed)
+    layouts = [
+        Layout(dp, stage, 2, 6 // dp, pp, tp)
+        for pp in (1, 2, 4)
+        for tp in (1, 2)
+        for dp in (1, 2, 3)
+        for stage in (range(4) if pp * tp == 1 else range(2))
+        if pp * tp * dp <= NUM_RANKS
+    ]
+    chance.shuffle(layouts)
+    return [
+        Stop(
+            layout,
+            chance.choice(["fp32", "bf16"] if layout.tp == 1 or layout.zero_stage else ["fp32"]),
+            tuple(chance.sample(range(NUM_RANKS), layout.world_size)),
+            chance.random() < 0.5,
+        )
+        for layout in layouts
+    ]
+
+
+def travel(me: Rank, folder: Path, seed: int) -> None:
+    """Import, export what was imported, take a step, export, in each layout."""
+    store = CheckpointStore(Storage.open(str(folder / "storage")))
+    for number, stop in enumerate(random_journey(seed)):
+        if me.index in stop.members:
+            config, rank = stop.config, stop.members.index(me.index)
+            group = me.group(number, stop.members)
+            group.form()
+            assert config.layout(len(stop.members)) == stop.layout
+            engine = build_engine(workload(config), config, stop.layout, group)
+            if number:
+                before = folder / f"after{number - 1}"
+                engine.import_state(store.open(number) if stop.durable else FolderSource(before))
+                save_shard(engine, folder / f"imported{number}", rank)
+            train(engine, config, rank, len(stop.members), [number + 1])
+            save_shard(engine, folder / f"after{number}", rank)
+            write_durably(engine, store, number + 1, rank, len(stop.members))
+            engine.close()
+            group.close()
+        me.meet()
+
+
+def write_durably(engine: ZeroEngine, store: CheckpointStore, step: int, rank: int, world_size: int) -> None:
+    index = engine.shard_index()
+    buffer = memoryview(bytearray(index.num_bytes))
+    engine.export_into(buffer)
+    entries: list[Any] = [None] * world_size
+    dist.all_gather_object(entries, store.write_shard(step, rank, world_size, index, buffer))
+    if rank == 0:
+        scalars = dict(engine.scalars())
+        store.commit(Manifest("m", step, step, "00" * 32, 1.0, {}, scalars, engine.tensors(), tuple(entries), 0.0))
+
+
+def test_any_layout_to_any_other(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    run_team(NUM_RANKS, travel, tmp_path, seed)
+    journey = random_journey(seed)
+    shapes = logical_shapes(journey[0].config)
+    for number in range(1, len(journey)):
+        told = f"seed {seed}, {journey[number - 1]} to {journey[number]}"
+        stored = FolderSource(tmp_path / f"after{number - 1}")
+        loaded = FolderSource(tmp_path / f"imported{number}")
+        assert stored.scalars == loaded.scalars == {"optimizer_step": number}, told
+        values = loaded.tensors(shapes)
+        for name, value in stored.tensors(shapes).items():
+            assert (value.view("int32") == values[name].view("int32")).all(), f"{name} changed: {told}"

@@ -55,6 +55,14 @@ def processes_of(address: str) -> list[psutil.Process]:
     return [process for process in every if any(address in word for word in process.info["cmdline"] or [])]
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs still; one that ended and that init has not reaped yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     started = local("start 2 1", environment)
     assert started.returncode == 0, started.stderr
@@ -66,6 +74,7 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     assert dashboard(told["RAY_API_SERVER_ADDRESS"], None) == 401
     assert dashboard(told["RAY_API_SERVER_ADDRESS"], token.read_text()) == 200
     pids = [int(line.split()[0]) for line in (tmp_path / "local/pids").read_text().splitlines()]
+    started_by_it = [psutil.Process(pid) for pid in pids]
     family = processes_of(told["RAY_ADDRESS"])
     raylets = [process for process in family if process.name() == "raylet"]
     assert len(raylets) == 2
@@ -84,7 +93,7 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     folder = Path((tmp_path / "local/folder").read_text().strip())
     stopped = local("stop", environment)
     assert stopped.returncode == 0, stopped.stderr
-    assert not any(map(psutil.pid_exists, pids))
+    assert not any(map(lives, started_by_it))
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert not folder.exists()
     assert not token.exists()

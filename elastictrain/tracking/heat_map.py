@@ -95,4 +95,5 @@ def _ranks(axis: TimeAxis, num_rows: int, row_height: float, per_row: int) -> It
     every = -(-14 // int(row_height))
     for row in range(0, num_rows, every):
         y = 8 + row * row_height + row_height / 2 + 4
-        yield f'<text class="axis" x="{axis.left - 8}" y="{y:.1f}" text-anchor="end">{row * per_row}</text>'
+        name = str(row * per_row) if row else "rank 0"
+        yield f'<text class="axis" x="{axis.left - 8}" y="{y:.1f}" text-anchor="end">{name}</text>'

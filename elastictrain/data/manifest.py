@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from elastictrain.data.tokenizer import Tokenizer
+from elastictrain.data.tokenizer import TOKENIZER_NAME, Tokenizer
 from elastictrain.errors import DataError, InfrastructureError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.json"
 PASSING_SUFFIX = ".tmp"
 
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5,}\.arrow")

@@ -23,9 +23,9 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as train.steps=50")
     arguments = parser.parse_args()
-    model = ["model.kind=huggingface", f"model.path={arguments.model.absolute()}"]
+    overrides = [f"model.path={arguments.model.absolute()}", *arguments.overrides]
     with plain_errors():
-        return run_training(TrainConfig.load(arguments.config, [*model, *arguments.overrides]))
+        return run_training(TrainConfig.load(arguments.config, overrides))
 
 
 if __name__ == "__main__":

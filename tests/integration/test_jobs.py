@@ -31,6 +31,7 @@ SMALL = (
     "train.sample_tokens=4",
     "elastic.max_workers=1",
     "elastic.standby=0",
+    "faults=[]",
 )
 
 
@@ -90,7 +91,7 @@ def test_from_a_corpus_to_a_fine_tuned_model(jobs: Jobs) -> None:
     assert " documents, " in prepared.out
     assert [path.name for path in (jobs.folder / "runs").iterdir()] == ["_data"]
 
-    trained = jobs.submit("train_llm.py", *tiny, "run.name=tiny", "train.steps=60", "train.global_batch=8", "faults=[]")
+    trained = jobs.submit("train_llm.py", *tiny, "run.name=tiny", "train.steps=60", "train.global_batch=8")
     assert trained.code == 0, trained.out + trained.err
     assert "data found unchanged" in trained.out
     product = Product(jobs.folder)

@@ -148,7 +148,10 @@ class Manifest:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the tokens are of."""
-        return Tokenizer.load(self.folder / TOKENIZER_NAME)
+        try:
+            return Tokenizer.load(self.folder / TOKENIZER_NAME)
+        except DataError as error:
+            raise DataError(f"{error}. Submit the run again to have it made anew.") from error
 
     def to_json(self) -> str:
         """The content of manifest.json."""

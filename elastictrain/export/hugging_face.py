@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
-from elastictrain.data.tokenizer import Tokenizer
+from elastictrain.data.tokenizer import Tokenizer, given_tokenizer
 from elastictrain.errors import ConfigError
 from elastictrain.export.llama import llama_config, llama_name
 from elastictrain.state.manifest import Manifest
@@ -60,12 +60,12 @@ def export(
     """
     source, manifest = store.open(stored.step), stored.manifest
     with _appearing(to) as folder:
+        for name, text in tokenizer.files().items():
+            (folder / name).write_text(text, encoding="utf-8")
         if config.model.kind == "huggingface":
             _write_their_model(config, source, tokenizer, folder)
         else:
             _write_llama(config, source, manifest, tokenizer, folder, file_bytes)
-        for name, content in tokenizer.files().items():
-            (folder / name).write_text(content, encoding="utf-8")
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(manifest.run, manifest.step, to, sum(t.numel for t in _parameters(manifest)), num_bytes)
 
@@ -120,10 +120,13 @@ def _write_their_model(config: TrainConfig, source: StateSource, tokenizer: Toke
     targets = {f"{_PARAMETER}{name}": p.detach().view(-1).numpy() for name, p in module.named_parameters()}
     source.fill([(Fragment(name, 0, len(array)), array.data) for name, array in targets.items()])
     module.eval().save_pretrained(folder)
-    for name in ("generation_config.json", "chat_template.jinja"):
-        theirs = Path(str(config.model.path)) / name
-        if theirs.is_file():
-            shutil.copyfile(theirs, folder / name)
+    theirs = Path(str(config.model.path))
+    names = ["generation_config.json"]
+    if (found := given_tokenizer(config)) and found.sha256() == tokenizer.sha256() and config.data.tokenizer is None:
+        names += ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+    for name in names:
+        if (theirs / name).is_file():
+            shutil.copyfile(theirs / name, folder / name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -117,6 +117,8 @@ def test_what_is_exported_can_be_trained_on(tmp_path: Path) -> None:
     """Bit for bit: export, start a run from that folder, export that run."""
     config = config_of(tmp_path / "runs")
     exported(config, trained(config), tmp_path / "first")
+    about = tmp_path / "first" / "tokenizer_config.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "chat_template": "{{ messages }}"}))
     again = config_of(tmp_path / "more", kind="huggingface", path=str(tmp_path / "first"))
     module = build_workload(again, TOKENIZER.vocab_size).build(0)
     with torch.no_grad():
@@ -130,6 +132,10 @@ def test_what_is_exported_can_be_trained_on(tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name] + 0.25, second[name]) for name in first)
     assert Tokenizer.load(tmp_path / "second" / "tokenizer.json").sha256() == TOKENIZER.sha256()
+    told = [json.loads((tmp_path / name / "tokenizer_config.json").read_text()) for name in ("first", "second")]
+    assert told[1] == told[0] == {**told[0], "chat_template": "{{ messages }}"}, (
+        "what came with the model stays with it"
+    )
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:

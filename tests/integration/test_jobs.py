@@ -70,7 +70,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
         for name, value in variables.items():
             patch.setenv(name, value)
         node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "dashboard_agent_listen_port": 0}
-        head = {"node_ip_address": "127.0.0.41", "temp_dir": str(passing / "ray"), "include_dashboard": True}
+        head = {"node_ip_address": "127.0.0.51", "temp_dir": str(passing / "ray"), "include_dashboard": True}
         cluster = Cluster(
             initialize_head=True, head_node_args=node | head | {"dashboard_host": "127.0.0.1", "dashboard_port": port}
         )

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
 from elastictrain.data.tokenizer import Tokenizer, given_tokenizer
-from elastictrain.errors import ConfigError
-from elastictrain.export.llama import llama_config, llama_name
+from elastictrain.errors import CheckpointError, ConfigError
+from elastictrain.export.llama import llama_config, llama_names
 from elastictrain.state.manifest import Manifest
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import BYTES_PER_ELEMENT, Fragment, LogicalTensor
@@ -77,8 +77,11 @@ def _parameters(manifest: Manifest) -> list[LogicalTensor]:
 def _write_llama(
     config: TrainConfig, source: StateSource, manifest: Manifest, tokenizer: Tokenizer, folder: Path, file_bytes: int
 ) -> None:
-    parameters = _parameters(manifest)
+    parameters, names = _parameters(manifest), llama_names(config.model)
     shapes = {tensor.name.removeprefix(_PARAMETER): tensor.shape for tensor in parameters}
+    if other := sorted(shapes.keys() ^ names.keys()):
+        raise CheckpointError(f"the checkpoint is not of the model that config.json describes: see {other[0]}")
+    theirs = {tensor.name: names[tensor.name.removeprefix(_PARAMETER)] for tensor in parameters}
     content = llama_config(config.model, shapes, config.data.seq_len, tokenizer.end_of_text_id)
     _write_json(folder / "config.json", content)
     groups, held = list[list[LogicalTensor]](), file_bytes
@@ -89,24 +92,21 @@ def _write_llama(
             held = 0
         groups[-1].append(tensor)
         held += num_bytes
-    of = {name: _file_name(n, len(groups)) for n, group in enumerate(groups, 1) for name in map(_llama_name, group)}
+    where = dict[str, str]()
     for number, group in enumerate(groups, 1):
-        arrays = _read(source, group)
-        metadata = {"format": "pt", "run": manifest.run, "step": str(manifest.step)}
-        save_file(arrays, folder / _file_name(number, len(groups)), metadata)
+        file = _file_name(number, len(groups))
+        arrays = {theirs[name]: array for name, array in _read(source, group).items()}
+        save_file(arrays, folder / file, {"format": "pt", "run": manifest.run, "step": str(manifest.step)})
+        where |= dict.fromkeys(arrays, file)
     if len(groups) > 1:
         total = sum(tensor.numel for tensor in parameters) * BYTES_PER_ELEMENT
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": of})
-
-
-def _llama_name(tensor: LogicalTensor) -> str:
-    return llama_name(tensor.name.removeprefix(_PARAMETER))
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _read(source: StateSource, tensors: list[LogicalTensor]) -> dict[str, Any]:
     arrays = {tensor.name: np.empty(tensor.numel, np.float32) for tensor in tensors}
     source.fill([(Fragment(name, 0, len(array)), array.data) for name, array in arrays.items()])
-    return {_llama_name(tensor): arrays[tensor.name].reshape(tensor.shape) for tensor in tensors}
+    return {tensor.name: arrays[tensor.name].reshape(tensor.shape) for tensor in tensors}
 
 
 def _file_name(number: int, count: int) -> str:

@@ -29,12 +29,16 @@ _IN_BLOCK = {
 }
 
 
-def llama_name(name: str) -> str:
-    """Llama's name of this project's parameter; raises KeyError for one that a Llama does not have."""
-    if not name.startswith("blocks."):
-        return _OUTSIDE[name]
-    _, number, inside = name.split(".", 2)
-    return f"model.layers.{number}.{_IN_BLOCK[inside]}"
+def llama_names(model: ModelSection) -> dict[str, str]:
+    """Llama's name of each parameter that the whole model has, by this project's name."""
+    outside = {
+        ours: theirs for ours, theirs in _OUTSIDE.items() if not (ours == "head.weight" and model.tie_embeddings)
+    }
+    return outside | {
+        f"blocks.{number}.{ours}": f"model.layers.{number}.{theirs}"
+        for number in range(model.num_layers)
+        for ours, theirs in _IN_BLOCK.items()
+    }
 
 
 def llama_config(

@@ -13,7 +13,7 @@ from torch import nn
 from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
 from elastictrain.data.tokenizer import Tokenizer
-from elastictrain.errors import ConfigError
+from elastictrain.errors import CheckpointError, ConfigError
 from elastictrain.export.hugging_face import FILE_BYTES, Exported, export
 from elastictrain.state.manifest import Manifest
 from elastictrain.state.tensors import Fragment, LogicalTensor, ShardIndex
@@ -155,6 +155,16 @@ def test_half_a_folder_is_never_there(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="can't be read"):
         export(config, store, stored, TOKENIZER, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    """transformers would fill what is missing with random numbers, and say so in a log."""
+    config = config_of(tmp_path / "runs")
+    store, stored = saved(config, trained(config))
+    for other in ({"num_layers": 3}, {"num_layers": 1}, {"tie_embeddings": False}):
+        with pytest.raises(CheckpointError, match="not of the model that config"):
+            export(config_of(tmp_path / "runs", **other), store, stored, TOKENIZER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:

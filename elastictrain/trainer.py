@@ -24,6 +24,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.corpus import find_documents
 from elastictrain.data.prepare import prepare
+from elastictrain.data.tokenizer import given_tokenizer
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
     Cause,
@@ -63,8 +64,6 @@ HEADLESS_FLUSH_S = 3.0
 _TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
 _AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
 _PLACES = {"fresh": "its beginning", "durable": "the checkpoint of step {}", "memory": "step {} in memory"}
-DATA_FOLDER = "_data"
-"""Of the storage: no run's name begins with an underscore."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ class ElasticTrainer:
         store = checkpoints_of(config)
         live.status = "preparing"
         live.publish(None, None, {}, force=True)
-        prepared = prepare(config, self._home.root / DATA_FOLDER)
+        prepared = prepare(config, self._home.data)
         manifest = prepared.manifest
         emit(
             DataReady(
@@ -338,10 +337,11 @@ class ElasticTrainer:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Raise ConfigError or DataError when corpus, model folder or signing key can't serve: found in milliseconds."""
+    """Raise ConfigError or DataError when corpus, model folder, tokenizer or signing key can't serve: found at once."""
     signer_of(config)
     find_documents(config.data)
     check_model_folder(config)
+    given_tokenizer(config)
 
 
 def _is_complete(events: list[Event], steps: int) -> bool:

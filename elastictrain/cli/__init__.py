@@ -6,6 +6,7 @@ the command that needs it, so `--help` and `--dry-run` answer in a fraction of a
 
 from elastictrain.cli.app import app, main
 from elastictrain.cli.outcome import plain_errors
+from elastictrain.cli.prepare import run_preparation
 from elastictrain.cli.train import run_training
 
-__all__ = ["app", "main", "plain_errors", "run_training"]
+__all__ = ["app", "main", "plain_errors", "run_preparation", "run_training"]

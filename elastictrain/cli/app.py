@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from elastictrain.cli.checkpoints import checkpoints
 from elastictrain.cli.doctor import doctor
+from elastictrain.cli.export import export
 from elastictrain.cli.lineage import lineage
 from elastictrain.cli.list_runs import runs
 from elastictrain.cli.outcome import plain_errors
@@ -37,6 +38,7 @@ Submitting the same file again continues the run from where it stands.
   elastictrain report quickstart --html report.html      what happened
   elastictrain lineage quickstart                        what came from what
   elastictrain checkpoints quickstart --verify           what is kept, checked
+  elastictrain export quickstart --to FOLDER             for transformers
   elastictrain doctor                                    what is missing here
 
 Exit status: 0 done; 1 a check failed; 2 bad config, data or arguments; 3 the
@@ -89,7 +91,7 @@ def schema() -> None:
     typer.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
 
 
-for command in (train, plan, status, top, runs, report, lineage, checkpoints, doctor, schema):
+for command in (train, plan, status, top, runs, report, lineage, checkpoints, export, doctor, schema):
     app.command()(command)
 
 

@@ -32,6 +32,7 @@ def train(
     resolved = TrainConfig.load(config, overrides or [])
     if dry_run:
         from elastictrain.data.corpus import find_documents
+        from elastictrain.data.tokenizer import given_tokenizer
         from elastictrain.workloads import check_model_folder
 
         if resolved.checkpoint.signing_key_file is not None:
@@ -40,6 +41,7 @@ def train(
             signer_of(resolved)
         find_documents(resolved.data)
         check_model_folder(resolved)
+        given_tokenizer(resolved)
         typer.echo(resolved.to_yaml(), nl=False)
         return
     raise typer.Exit(run_training(resolved))

@@ -114,8 +114,11 @@ class DataSection(Section):
     """Names of folders to leave out."""
     seq_len: int = Field(default=128, ge=8)
     """Tokens per sample that are predicted."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with one, at the same path on every node; byte-level. None: that of `model.path`
+    where there is one, else a byte-level BPE is trained on the corpus."""
     vocab_size: int = Field(default=2048, ge=257)
-    """Size of the byte-level BPE vocabulary trained on the corpus."""
+    """Size of the vocabulary, where a tokenizer is trained on the corpus."""
     validation_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Part of the documents held out for validation."""
     validation_samples: int = Field(default=256, ge=1)

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from elastictrain.data.tokenizer import Tokenizer
+from elastictrain.data.tokenizer import TOKENIZER_NAME, Tokenizer
 from elastictrain.errors import DataError, InfrastructureError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.json"
 PASSING_SUFFIX = ".tmp"
 
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5,}\.arrow")
@@ -149,7 +148,10 @@ class Manifest:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the tokens are of."""
-        return Tokenizer.load(self.folder / TOKENIZER_NAME)
+        try:
+            return Tokenizer.load(self.folder / TOKENIZER_NAME)
+        except DataError as error:
+            raise DataError(f"{error}. Submit the run again to have it made anew.") from error
 
     def to_json(self) -> str:
         """The content of manifest.json."""

@@ -1,7 +1,7 @@
 """Packing: text becomes rows of tokens, and the rows an Arrow IPC file.
 
-The tokens of all spans stand in one line, `<|endoftext|>` before each span. Row i is the seq_len + 1 tokens from
-i x seq_len on: rows overlap by one token, so each token but the first `<|endoftext|>` is predicted exactly once. What
+The tokens of all spans stand in one line, the end of text (`<|endoftext|>`) before each span. Row i is the seq_len + 1
+tokens from i x seq_len on: rows overlap by one token, so each token but the very first is predicted exactly once. What
 does not fill the last row is dropped and counted. The file is uncompressed, with BATCH_ROWS rows to a record batch: a
 reader maps it and finds any row by arithmetic. The bytes of a shard follow from text and tokenizer alone. Memory: a
 piece of text and its tokens, about 20 MB.
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from elastictrain.data.manifest import ShardRecord, file_sha256, replacing
 from elastictrain.data.spans import Span, pieces, read
-from elastictrain.data.tokenizer import END_OF_TEXT_ID, Tokenizer
+from elastictrain.data.tokenizer import Tokenizer
 
 BATCH_ROWS = 1024
 _PIECE_BYTES = 1 << 20
@@ -86,7 +86,7 @@ class _Text:
 
     def tokens(self, spans: Iterable[Span]) -> Iterator[Tokens]:
         for span in spans:
-            yield self._counted([END_OF_TEXT_ID])
+            yield self._counted([self._tokenizer.end_of_text_id])
             for piece in pieces(span, _PIECE_BYTES):
                 self.num_bytes += piece.num_bytes
                 yield self._counted(self._tokenizer.encode(self._decoded(read(piece))))

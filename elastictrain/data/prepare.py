@@ -25,7 +25,6 @@ from elastictrain.data.corpus import Corpus, find_documents, too_little_text
 from elastictrain.data.manifest import (
     MANIFEST_NAME,
     PASSING_SUFFIX,
-    TOKENIZER_NAME,
     Manifest,
     ShardRecord,
     file_sha256,
@@ -34,7 +33,7 @@ from elastictrain.data.manifest import (
 from elastictrain.data.pack import write_shard
 from elastictrain.data.recipe import fingerprint, plan_shards, tokenizer_text
 from elastictrain.data.spans import Span
-from elastictrain.data.tokenizer import Tokenizer
+from elastictrain.data.tokenizer import TOKENIZER_NAME, Tokenizer, given_tokenizer
 from elastictrain.errors import DataError, InfrastructureError
 
 _log = logging.getLogger(__name__)
@@ -72,11 +71,11 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     """
     begun = perf_counter()
     data = config.data
-    corpus = find_documents(data)
-    digest = fingerprint(corpus, data)
+    corpus, given = find_documents(data), given_tokenizer(config)
+    digest = fingerprint(corpus, data, given)
     home = folder.absolute() / digest[:16]
     with _alone(home):
-        tokenizer = _tokenizer(corpus, data, home)
+        tokenizer = _tokenizer(corpus, data, home, given)
         plan = plan_shards(corpus, data)
         missing = {name: spans for name, spans in plan.items() if not _is_intact(home, name, tokenizer)}
         if missing:
@@ -102,13 +101,14 @@ def prepare(config: TrainConfig, folder: Path) -> Prepared:
     return Prepared(manifest, len(missing), perf_counter() - begun)
 
 
-def _tokenizer(corpus: Corpus, data: DataSection, home: Path) -> Tokenizer:
+def _tokenizer(corpus: Corpus, data: DataSection, home: Path, given: Tokenizer | None) -> Tokenizer:
     path, digest_path = home / TOKENIZER_NAME, home / _TOKENIZER_DIGEST_NAME
     if path.is_file() and digest_path.is_file() and digest_path.read_bytes() == file_sha256(path).encode():
         return Tokenizer.load(path)
-    tokenizer = Tokenizer.train(tokenizer_text(corpus.train), data.vocab_size)
-    with replacing(path) as file:
-        file.write(tokenizer.json.encode())
+    tokenizer = given or Tokenizer.train(tokenizer_text(corpus.train), data.vocab_size)
+    for name, content in tokenizer.files().items():
+        with replacing(home / name) as file:
+            file.write(content.encode())
     with replacing(digest_path) as file:
         file.write(tokenizer.sha256().encode())
     return tokenizer

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import Any
 
 from elastictrain.config import DataSection
 from elastictrain.data.corpus import Corpus
 from elastictrain.data.manifest import FORMAT_VERSION
 from elastictrain.data.spans import Span, partition, pieces, read
+from elastictrain.data.tokenizer import Tokenizer
 
 TOKENIZER_TEXT_BYTES = 4 << 20
 """How much of the training text the tokenizer learns from, spread over all of it."""
@@ -19,13 +21,18 @@ _MIN_SHARD_SAMPLES = 64
 _TYPICAL_TOKEN_BYTES = 4
 
 
-def fingerprint(corpus: Corpus, data: DataSection) -> str:
-    """Digest of everything that decides what the shards hold, hex; reads the whole corpus."""
-    content = {
+def fingerprint(corpus: Corpus, data: DataSection, tokenizer: Tokenizer | None = None) -> str:
+    """Digest of everything that decides what the shards hold, hex; reads the whole corpus.
+
+    `tokenizer` is the one that is given, None where it is made of the corpus.
+    """
+    content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "documents": corpus.sha256(),
         "data": data.model_dump(include={"seq_len", "vocab_size", "validation_fraction", "num_shards"}),
     }
+    if tokenizer is not None:
+        content["tokenizer"] = [tokenizer.sha256(), tokenizer.end_of_text]
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

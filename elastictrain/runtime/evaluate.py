@@ -49,6 +49,6 @@ def _sample(workload: Workload, config: TrainConfig, manifest: Manifest, module:
     if not config.train.sample_tokens:
         return ""
     tokenizer = manifest.tokenizer()
-    prompt = tokenizer.encode(config.train.sample_prompt) or [0]
+    prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.end_of_text_id]
     written = workload.generate(module, prompt, config.train.sample_tokens, config.train.seed)
     return tokenizer.decode([*prompt, *written])

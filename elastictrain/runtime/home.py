@@ -24,6 +24,8 @@ from elastictrain.tracking.journal import journal_files
 from elastictrain.tracking.redact import redact_all
 
 MIRROR_EVERY_S = 5.0
+DATA_FOLDER = "_data"
+"""Of token shards, in the storage: no run's name begins with an underscore."""
 _CONFIG = "config.json"
 _STATUS = "status.json"
 _JOB_FOLDER = "/runtime_resources/working_dir_files/"
@@ -44,6 +46,12 @@ def settled(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"run": config.run.model_copy(update={"storage": path})})
 
 
+def local_root(storage: Storage) -> Path:
+    """Where on this machine is kept what all runs of a storage share."""
+    spool = Path.home() / ".elastictrain" / "spool" / sha256(storage.uri.encode()).hexdigest()[:16]
+    return storage.local or spool
+
+
 class RunHome:
     """The folder of one run on the driver's machine."""
 
@@ -51,9 +59,9 @@ class RunHome:
         storage = Storage.open(config.run.storage)
         storage.check_writable()
         self.storage = storage.run(config.run.name)
-        spool = Path.home() / ".elastictrain" / "spool" / sha256(storage.uri.encode()).hexdigest()[:16]
-        self.root = storage.local or spool
+        self.root = local_root(storage)
         """Holds the token shards and, unless told otherwise, the MLflow store."""
+        self.data = self.root / DATA_FOLDER
         self.folder = self.root / config.run.name
         self._remote = storage.local is None
         self._config = config

@@ -1,8 +1,8 @@
 """A causal language model of Hugging Face `transformers`, read from a local folder.
 
-The folder holds a config.json. Safetensors weights beside it are the starting point; without weights the model is
-drawn anew from the seed. Nothing is downloaded, no code of the folder runs, no pickle is opened. Dropout and the like
-are as that config.json has them; of `model.*` only `kind` and `path` count.
+The folder holds a config.json. Safetensors beside it are the starting point, or the `zero/` of a DeepSpeed universal
+checkpoint (see `universal`); without weights the model is drawn anew from the seed. Nothing is downloaded, no code of
+the folder runs. Dropout and the like are as that config.json has them; of `model.*` only `kind` and `path` count.
 
 Cost: importing `transformers` takes seconds, which is why only this module does it.
 """
@@ -21,6 +21,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.workloads import check_model_folder
 from elastictrain.workloads.causal import CausalLanguageModel
+from elastictrain.workloads.universal import is_universal, load_universal
 
 try:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -42,7 +43,10 @@ class HuggingFaceModel(CausalLanguageModel):
         check_model_folder(config)
         self.folder = Path(str(config.model.path))
         self.has_weights = any(self.folder.glob("*.safetensors"))
-        if not self.has_weights and any(file for pattern in _PICKLED for file in self.folder.glob(pattern)):
+        self.is_universal = not self.has_weights and is_universal(self.folder)
+        if not (self.has_weights or self.is_universal) and any(
+            file for pattern in _PICKLED for file in self.folder.glob(pattern)
+        ):
             raise ConfigError(
                 f"model.path {self.folder} has weights only as pickle, which can run code when opened: save them as "
                 "safetensors, or remove them to start from random weights"
@@ -55,6 +59,8 @@ class HuggingFaceModel(CausalLanguageModel):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             module: Any = self._load() if self.has_weights else self._draw()
+        if self.is_universal:
+            load_universal(module, self.folder)
         if self.config.train.activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         _keep_buffers(module)

@@ -8,10 +8,10 @@ import pytest
 
 from elastictrain.config import DataSection
 from elastictrain.data.corpus import find_documents
-from elastictrain.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, replacing
+from elastictrain.data.manifest import MANIFEST_NAME, Manifest, replacing
 from elastictrain.data.pack import write_shard
 from elastictrain.data.recipe import fingerprint, plan_shards, tokenizer_text
-from elastictrain.data.tokenizer import Tokenizer
+from elastictrain.data.tokenizer import TOKENIZER_NAME, Tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 

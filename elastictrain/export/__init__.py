@@ -1,0 +1,1 @@
+"""Checkpoints in formats that others read."""

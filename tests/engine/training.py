@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,18 @@ class FolderSource:
         return whole
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As each rank has: more would add up floats in another order, and training makes much of that."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def plain_losses(config: TrainConfig, steps: Sequence[int]) -> dict[tuple[int, int], float]:
     """The same training in ten lines of torch, without DeepSpeed, ranks or fused kernels: what is right."""
     model = workload(config)

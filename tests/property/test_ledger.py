@@ -151,7 +151,7 @@ def test_every_second_of_every_worker_is_in_one_bucket(journal: list[Event], now
 
 def steps_as_one(counted: Mapping[str, int]) -> dict[str, int]:
     """What steps are divided into is rounded piece by piece; their sum is not."""
-    divided = ("compute", "communication", "data_wait", "snapshot_stall")
+    divided = ("compute", "communication", "data_wait", "snapshot_stall", "checkpoint_stall")
     return {b: us for b, us in counted.items() if b not in divided} | {"steps": sum(counted[b] for b in divided)}
 
 

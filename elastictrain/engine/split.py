@@ -44,7 +44,7 @@ class SplitEngine(ZeroEngine):
         module = workload.build_part(config.train.seed, self._part, self._peers)
         for name, parameter in module.named_parameters():
             # DeepSpeed's norm counts what is not split once
-            parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]
+            parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]  # Megatron's
         return self._placed_on_grid(module, group)
 
     def _placed_on_grid(self, module: nn.Module, group: RankGroup) -> nn.Module:
@@ -93,7 +93,7 @@ class SplitEngine(ZeroEngine):
 
     def _clip_gradients(self, most: float) -> float:
         parameters = [p for p in self._module.parameters() if p.grad is not None]
-        counted = [p for p in parameters if self._part.tp_index == 0 or p.tensor_model_parallel]  # type: ignore[attr-defined]
+        counted = [p for p in parameters if self._part.tp_index == 0 or p.tensor_model_parallel]  # type: ignore[attr-defined]  # set above
         squares = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None]).square()
         dist.all_reduce(squares, group=self._grid.get_model_parallel_group())
         norm = squares.sqrt()

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from typer.testing import CliRunner, Result
+
 from elastictrain.checkpoint.store import CheckpointStore
+from elastictrain.cli import app
 from elastictrain.config import TrainConfig
 from elastictrain.events import (
     Cause,
@@ -128,3 +131,13 @@ class KeptRun:
         with (self.folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
+
+
+def run(*arguments: str | Path, status: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def told(kept: KeptRun, command: str, *arguments: str | Path, status: int = 0) -> Result:
+    return run(command, *arguments, "--storage", kept.storage, status=status)

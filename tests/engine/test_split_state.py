@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ranks import Rank, run_team
-from training import FolderSource, logical_shapes, plain_losses, save_shard, train, train_config, workload
+from training import FolderSource, live_through, logical_shapes, plain_losses, train, train_config, workload
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
@@ -53,19 +53,7 @@ def journey(me: Rank, folder: Path, dtype: str) -> Losses:
         if me.index in members:
             recompute = generation % 2 == 1
             config = config_of(stage, degrees, dtype, activation_checkpointing=recompute)
-            rank = me.index - members[0]
-            group = me.group(generation, members)
-            group.form()
-            engine = build_engine(workload(config), config, config.layout(world_size), group)
-            if generation:
-                engine.import_state(FolderSource(folder / f"after{generation - 1}"))
-                save_shard(engine, folder / f"imported{generation}", rank)
-            assert {t.name: t.shape for t in engine.tensors()} == logical_shapes(config)
-            found |= train(engine, config, rank, world_size, [generation + 1])
-            save_shard(engine, folder / f"after{generation}", rank)
-            assert engine.scalars() == {"optimizer_step": generation + 1}
-            engine.close()
-            group.close()
+            found |= live_through(me, folder, generation, members, config)
         me.meet()
     return found
 

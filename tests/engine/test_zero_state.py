@@ -12,7 +12,17 @@ from threading import Thread
 import pytest
 import torch
 from ranks import Rank, run_team
-from training import FolderSource, logical_shapes, micro_batch, plain_losses, save_shard, train, train_config, workload
+from training import (
+    FolderSource,
+    live_through,
+    logical_shapes,
+    micro_batch,
+    plain_losses,
+    save_shard,
+    train,
+    train_config,
+    workload,
+)
 
 from elastictrain.engine.build import build_engine
 
@@ -71,19 +81,7 @@ def journey(me: Rank, folder: Path, dtype: str) -> Losses:
         # Shrinking and growing at both ends, so that every process leaves and comes back.
         members = range(world_size) if generation % 2 else range(3 - world_size, 3)
         if me.index in members:
-            config, rank = train_config(stage, dtype), me.index - members[0]
-            group = me.group(generation, members)
-            group.form()
-            engine = build_engine(workload(config), config, config.layout(world_size), group)
-            if generation:
-                engine.import_state(FolderSource(folder / f"after{generation - 1}"))
-                save_shard(engine, folder / f"imported{generation}", rank)
-            assert {t.name: t.shape for t in engine.tensors()} == logical_shapes(config)
-            found |= train(engine, config, rank, world_size, [generation + 1])
-            save_shard(engine, folder / f"after{generation}", rank)
-            assert engine.scalars() == {"optimizer_step": generation + 1}
-            engine.close()
-            group.close()
+            found |= live_through(me, folder, generation, members, train_config(stage, dtype))
         me.meet()
     return found
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ranks import Rank
 
 from elastictrain.config import TrainConfig
+from elastictrain.engine.build import build_engine
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.state.reshard import plan_copies
@@ -125,6 +127,26 @@ class FolderSource:
         for name, count in times.items():
             assert (count == 1).all(), f"{name} is not covered exactly once"
         return whole
+
+
+def live_through(
+    me: Rank, folder: Path, generation: int, members: range, config: TrainConfig
+) -> dict[tuple[int, int], float]:
+    """One step in a layout, with the state that the generation before left: imported, and exported again before it."""
+    rank, world_size = me.index - members[0], len(members)
+    group = me.group(generation, members)
+    group.form()
+    engine = build_engine(workload(config), config, config.layout(world_size), group)
+    if generation:
+        engine.import_state(FolderSource(folder / f"after{generation - 1}"))
+        save_shard(engine, folder / f"imported{generation}", rank)
+    assert {t.name: t.shape for t in engine.tensors()} == logical_shapes(config)
+    losses = train(engine, config, rank, world_size, [generation + 1])
+    save_shard(engine, folder / f"after{generation}", rank)
+    assert engine.scalars() == {"optimizer_step": generation + 1}
+    engine.close()
+    group.close()
+    return losses
 
 
 @contextmanager

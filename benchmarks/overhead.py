@@ -14,7 +14,12 @@ its time from one.
 
     python benchmarks/overhead.py                                     a table; about 8 minutes
     python benchmarks/overhead.py --cores full --rounds 40 --json     one case, more rounds; one JSON object
+    python benchmarks/overhead.py --same-allocator                    the bare loop gets the workers' malloc too
     python benchmarks/overhead.py train.global_batch=64               with other settings than jobs/llm_tiny.yaml's
+
+elastictrain's workers run with the C library's allocator set up for training (runtime/allocator.py), which a bare
+script has not. So the plain table says how fast a user trains with the one and with the other, and the one with
+`--same-allocator` what all the rest of the platform costs.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import StepCommitted
+from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.tracking.journal import read_journal
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
@@ -62,6 +68,7 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=10.0, metavar="S", help="seconds of a turn (default 10)")
     parser.add_argument("--steps", type=int, default=50, help="steps of warm-up before the turns (default 50)")
     parser.add_argument("--cores", choices=[*CASES, "both"], default="both", help="the cases (default both)")
+    parser.add_argument("--same-allocator", action="store_true", help="set up the bare loop's malloc as the workers'")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
@@ -91,7 +98,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             described = folder / "bare.json"
             described.write_text(json.dumps(asdict(job)))
             script = str(Path(bare_loop.__file__))
-            with running([sys.executable, script, str(described)], folder / "bare.log", address) as bare:
+            begin = [sys.executable, script, str(described)]
+            if arguments.same_allocator:
+                begin = ["env", *(f"{name}={value}" for name, value in allocator_environment().items()), *begin]
+            with running(begin, folder / "bare.log", address) as bare:
                 _wait_until_warm(bare, lines, arguments.steps)
                 names = {ours.process.pid: "driver", **dict.fromkeys(_tree(bare), BARE)}
                 taken = {}
@@ -114,6 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": found,
         "overrides": arguments.overrides,
+        "same_allocator": arguments.same_allocator,
         "cases": {case: _compared(*of_case, *ends, arguments.rounds) for case, of_case in taken.items()},
         "losses": {"steps_compared": len(compared), "same_bits": all(compared)},
     }
@@ -211,7 +222,8 @@ def told(result: dict[str, Any]) -> str:
         ]
     losses = result["losses"]
     same = "the same bits" if losses["same_bits"] else "DIFFERENT"
-    header = ["steps/s, medians", "elastictrain", "bare loop", "ratio", "quartiles"]
+    bare = "bare, same malloc" if result["same_allocator"] else "bare loop"
+    header = ["steps/s, medians", "elastictrain", bare, "ratio", "quartiles"]
     last = f"losses: {same} in all {losses['steps_compared']} steps that both took"
     return "\n".join([machine.line(result["machine"]), "", table(header, rows), "", *below, last])
 

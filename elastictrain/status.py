@@ -7,7 +7,7 @@ out those it does not know, so an older program reads a newer file. Costs tens o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -136,7 +136,7 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-able data; a loss that is infinite or no number becomes None, since JSON has no word for it."""
         finite = self.loss is not None and math.isfinite(self.loss)
-        return {**asdict(self), "loss": self.loss if finite else None}
+        return {**_schema().dump_python(self), "loss": self.loss if finite else None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Status:

@@ -94,6 +94,8 @@ def seat_together(ranks: Sequence[str], nodes: Mapping[str, str], size: int) -> 
 
     Blocks that have one already stay where they are.
     """
+    if size == 1:
+        return tuple(ranks)
     blocks = [tuple(ranks[start : start + size]) for start in range(0, len(ranks), size)]
     scattered = [number for number, block in enumerate(blocks) if len({nodes[name] for name in block}) > 1]
     by_node: dict[str, list[str]] = defaultdict(list)

@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.errands import Errands
 from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
@@ -186,6 +187,7 @@ class Fleet:
             num_cpus=self.demand["CPU"] if reserved else 0,
             num_gpus=self.demand.get("GPU", 0) if reserved else 0,
             scheduling_strategy=strategy,
+            runtime_env={"env_vars": allocator_environment()},
         ).remote(name, config.to_dict(), node.keeper, node.address, self.token)
         self.workers[name] = WorkerHandle(name, node_name, actor, slot)
         return actor.warm.remote(node_name, data_folder)

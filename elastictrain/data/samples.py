@@ -19,7 +19,7 @@ from elastictrain.data.manifest import Manifest
 from elastictrain.data.shards import TokenShards
 from elastictrain.errors import DataError
 from elastictrain.workloads.base import Batch
-from elastictrain.workloads.named import load_named
+from elastictrain.workloads.named import load_named, theirs
 
 Split = Literal["train", "validation"]
 
@@ -107,8 +107,11 @@ class NamedData:
 def named_samples(config: TrainConfig, split: Split) -> Samples:
     """What `data.samples` makes of a split; raises DataError when there is nothing in it."""
     named = str(config.data.samples)
-    samples: Samples = load_named("data.samples", named)(config, split)
-    if not len(samples):
+    factory = load_named("data.samples", named)
+    with theirs(f"data.samples {named} can't be called with the config and {split!r}"):
+        samples: Samples = factory(config, split)
+        count = len(samples)
+    if not count:
         raise DataError(f"data.samples {named} has no samples of the split {split}")
     return samples
 
@@ -120,7 +123,9 @@ def look_at_named(config: TrainConfig) -> NamedData:
         samples = named_samples(config, split)
         counts.append(len(samples))
         digest.update(f"{split} {len(samples)}\0".encode())
-        for name, tensor in sorted(samples.read(_spread(len(samples))).items()):
+        with theirs(f"data.samples {config.data.samples} can't be read"):
+            batch = samples.read(_spread(len(samples)))
+        for name, tensor in sorted(batch.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return NamedData(counts[0], counts[1], digest.hexdigest())

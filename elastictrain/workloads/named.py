@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from elastictrain.errors import ConfigError, UserCodeError
+from elastictrain.errors import ConfigError, ElasticTrainError, UserCodeError
 
 
 def check_named(field: str, named: str | None) -> None:
@@ -52,17 +53,25 @@ def load_named(field: str, named: str) -> Callable[..., Any]:
     """
     check_named(field, named)
     where, _, name = named.partition(":")
-    try:
+    with theirs(f"{field} {named}: {where} can't be imported"):
         module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception:  # noqa: BLE001 - a user's module may raise anything while it is imported
-        told = f"{traceback.format_exc().rstrip()}\n\n{field} {named}: {where} can't be imported"
-        raise UserCodeError(told) from None
     found = getattr(module, name, None)
     if not callable(found):
         what = "nothing" if found is None else f"a {type(found).__name__}, which can't be called,"
         raise ConfigError(f"{field} {named}: {where} has {what} named {name}. Name a class or a function of it.")
     called: Callable[..., Any] = found
     return called
+
+
+@contextmanager
+def theirs(message: str) -> Iterator[None]:
+    """What is done here is the user's code: what it raises becomes a UserCodeError, its traceback before `message`."""
+    try:
+        yield
+    except ElasticTrainError:
+        raise
+    except Exception:  # noqa: BLE001 - it may raise anything
+        raise UserCodeError(f"{traceback.format_exc().rstrip()}\n\n{message}") from None
 
 
 def _file(path: Path) -> ModuleType:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.workloads.base import Batch, Workload
-from elastictrain.workloads.named import load_named
+from elastictrain.workloads.named import load_named, theirs
 
 _NEEDED = ("build", "loss", "decays", "num_tokens", "evaluate", "generate")
 
@@ -76,7 +76,9 @@ class OwnWorkload(ABC):
 def own_workload(config: TrainConfig) -> Workload:
     """What `model.workload` makes of the config; raises ConfigError when that is no Workload."""
     named = str(config.model.workload)
-    workload: Workload = load_named("model.workload", named)(config)
+    factory = load_named("model.workload", named)
+    with theirs(f"model.workload {named} can't be called with the config"):
+        workload: Workload = factory(config)
     if missing := [name for name in _NEEDED if not callable(getattr(workload, name, None))]:
         raise ConfigError(
             f"model.workload {named} makes a {type(workload).__name__} without {', '.join(missing)}: derive it from "

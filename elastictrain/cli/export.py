@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import StoredRun, find_run
 from elastictrain.errors import CheckpointError, DataError
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="Name of the run.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; not there yet, or empty.")],
     step: Annotated[
         int | None, typer.Option(help="Of the checkpoint; without it, the newest that is whole.", show_default=False)

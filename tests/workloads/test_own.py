@@ -109,6 +109,13 @@ def test_a_dry_run_looks_for_the_file_and_runs_nothing_of_it(tmp_path: Path) -> 
     assert (missing.exit_code, "there is no file other.py" in missing.stderr) == (2, True)
 
 
+def test_the_planner_says_that_it_can_not_count_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {{kind: own, workload: '{DIGITS}:Digits'}}\n")
+    told = CliRunner().invoke(app, ["plan", str(recipe)])
+    assert (told.exit_code, "the planner can't count the layers of" in told.stderr) == (2, True)
+
+
 def test_files_are_absolute_for_the_workers_and_relative_in_a_submitted_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 #
 #   clusters/local.sh start [NODES] [CPUS]    NODES nodes (2) of CPUS CPUs each (2); prints how to use them
 #   clusters/local.sh stop                    ends them, and nothing else that runs here
+#   clusters/local.sh kill NODE               SIGKILL to all processes of a node, from 1, as when its power is cut
 #   clusters/local.sh env                     prints the variables again: eval "$(clusters/local.sh env)"
 #
 # A token is asked for (RAY_AUTH_MODE=token), nodes and dashboard are on loopback addresses, and the ports are not Ray's
@@ -99,9 +100,19 @@ stop() {
     rm -f "$state/pids" "$state/token" "$state/port" "$state/folder"
 }
 
+kill_node() {
+    [[ -e $state/pids ]] || fail "no cluster was started from here ($state)"
+    [[ ${1:-} =~ ^[1-9][0-9]?$ ]] || fail "NODE is a number from 1; node 0 is the head, and stop ends all of them"
+    local pid='' since=''
+    read -r pid since < <(sed -n "$((1 + $1))p" "$state/pids") || true
+    [[ -n $pid && $(began "$pid") == "$since" ]] || fail "there is no node $1, or it has ended"
+    pkill -KILL --session "$pid"
+}
+
 case ${1:-} in
     start) start "${@:2}" ;;
     stop) stop ;;
+    kill) kill_node "${@:2}" ;;
     env)
         [[ -e $state/pids ]] || fail "no cluster was started from here ($state): clusters/local.sh start"
         environment

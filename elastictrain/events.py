@@ -319,14 +319,14 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The finished model on held-out text."""
+    """The finished model on what was held out; where that is no text, only the loss says anything."""
 
     at: float
     step: int
     loss: float
-    """Nats per token."""
-    bits_per_byte: float
-    gzip_bits_per_byte: float
+    """Nats per token, or the mean of what the workload's loss is."""
+    bits_per_byte: float | None
+    gzip_bits_per_byte: float | None
     """gzip -9 on the same held-out text."""
     num_bytes: int
     sample: str

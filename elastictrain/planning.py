@@ -19,6 +19,11 @@ LLAMA_LIKE = ("llama", "mistral")
 
 def job_of(config: TrainConfig) -> Job:
     """The job that a config describes; the tokenizer may turn out smaller than data.vocab_size."""
+    if config.model.kind == "own":
+        raise ConfigError(
+            f"model.kind own: the planner can't count the layers of {config.model.workload}; it knows model.kind "
+            "transformer, and huggingface where that is built as a Llama"
+        )
     shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
     return Job(shape, config.train.dtype, config.train.global_batch)
 

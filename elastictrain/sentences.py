@@ -92,6 +92,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
         case Warned():
             return f"warning, {event.topic}: {event.message}"
         case Evaluated():
+            if event.bits_per_byte is None:
+                return f"{_step(event.step)}validation: loss {event.loss:.4f}"
             beside = f"gzip -9: {event.gzip_bits_per_byte:.3f}"
             return f"{_step(event.step)}validation: {event.bits_per_byte:.3f} bits per byte ({beside})"
         case RunEnded():

@@ -24,6 +24,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.corpus import find_documents
 from elastictrain.data.prepare import prepare
+from elastictrain.data.samples import look_at_named
 from elastictrain.data.tokenizer import given_tokenizer
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
@@ -196,21 +197,9 @@ class ElasticTrainer:
         store = checkpoints_of(config)
         live.status = "preparing"
         live.publish(None, None, {}, force=True)
-        prepared = prepare(config, self._home.data)
-        manifest = prepared.manifest
-        emit(
-            DataReady(
-                time.time(),
-                str(manifest.folder),
-                manifest.sha256(),
-                manifest.num_samples,
-                manifest.num_validation_samples,
-                prepared.seconds,
-                prepared.reused,
-            )
-        )
-        if config.model.kind == "huggingface":
-            build_workload(config, manifest.vocab_size)  # what is wrong with the folder is told before a worker starts
+        data_folder, vocab_size = self._prepare(emit)
+        if config.model.kind != "transformer":
+            build_workload(config, vocab_size)  # what is wrong with the user's model is told before a worker starts
         live.status = "starting"
         fleet = Fleet(config, secrets.token_bytes(32))
         start = self._start_point(fleet, store, emit, tracker)
@@ -218,7 +207,7 @@ class ElasticTrainer:
         if start.restore.step >= config.train.steps:
             fleet.close()
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
-        supervisor = Supervisor(config, fleet, str(manifest.folder), store, start, live, emit)
+        supervisor = Supervisor(config, fleet, data_folder, store, start, live, emit)
         self._stop.told = supervisor.stop
         try:
             end = supervisor.run()
@@ -235,6 +224,29 @@ class ElasticTrainer:
             return end
         finally:
             fleet.close()
+
+    def _prepare(self, emit: Callable[[Event], None]) -> tuple[str, int]:
+        """Have the samples ready; the folder of prepared text and its vocabulary's size, nothing where it is none."""
+        config, begun = self.config, time.monotonic()
+        if config.data.samples is not None:
+            found = look_at_named(config)
+            told = (config.data.samples, found.sha256, found.num_samples, found.num_validation_samples)
+            emit(DataReady(time.time(), *told, seconds=time.monotonic() - begun, reused=True))
+            return "", 0
+        prepared = prepare(config, self._home.data)
+        manifest = prepared.manifest
+        emit(
+            DataReady(
+                time.time(),
+                str(manifest.folder),
+                manifest.sha256(),
+                manifest.num_samples,
+                manifest.num_validation_samples,
+                prepared.seconds,
+                prepared.reused,
+            )
+        )
+        return str(manifest.folder), manifest.vocab_size
 
     def _start_point(
         self, fleet: Fleet, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
@@ -320,7 +332,9 @@ class ElasticTrainer:
             metrics["train/loss"] = float(report["loss"][-1][1])
         evaluation = next((e for e in reversed(events) if isinstance(e, Evaluated)), None)
         if evaluation is not None:
-            metrics["eval/bits_per_byte"] = evaluation.bits_per_byte
+            metrics["eval/loss"] = evaluation.loss
+            if evaluation.bits_per_byte is not None:
+                metrics["eval/bits_per_byte"] = evaluation.bits_per_byte
         return Result(
             run=self.config.run.name,
             status=report["status"],
@@ -337,9 +351,10 @@ class ElasticTrainer:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Raise ConfigError or DataError when corpus, model folder, tokenizer or signing key can't serve: found at once."""
+    """Raise ConfigError or DataError when corpus, model folder, named code, tokenizer or signing key can't serve."""
     signer_of(config)
-    find_documents(config.data)
+    if config.data.samples is None:
+        find_documents(config.data)
     check_model_folder(config)
     given_tokenizer(config)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import StoredRun, find_run
 from elastictrain.errors import CheckpointError, ConfigError
 
@@ -33,7 +34,9 @@ class Listed:
 
 
 def checkpoints(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="Name of the run.", show_default=False)
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare the checksums.")] = False,
     signing_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check signatures too: the run's checkpoint.signing_key_file.")

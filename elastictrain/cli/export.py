@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import StoredRun, find_run
 from elastictrain.errors import CheckpointError, DataError
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="Name of the run.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; not there yet, or empty.")],
     step: Annotated[
         int | None, typer.Option(help="Of the checkpoint; without it, the newest that is whole.", show_default=False)
@@ -27,8 +30,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face folder.
 
-    Safetensors, config.json and tokenizer: AutoModelForCausalLM.from_pretrained(DIR) gives the same logits. The
-    checkpoint is verified first.
+    Safetensors, config.json and tokenizer: AutoModelForCausalLM.from_pretrained(DIR) gives the same logits. Of a model
+    of your own (model.kind own) the safetensors alone. The checkpoint is verified first.
     """
     from elastictrain.checkpoint.of_run import checkpoints_of
     from elastictrain.export.hugging_face import export as write
@@ -38,7 +41,8 @@ def export(
     config = _config(stored, storage)
     store = checkpoints_of(config)
     found = _verified(stored, store, step)
-    done = write(config, store, found, _tokenizer(stored), to)
+    tokenizer = _tokenizer(stored) if config.data.samples is None else None
+    done = write(config, store, found, tokenizer, to)
     typer.echo(
         f"step {done.step:,} of run {done.run}: {done.num_parameters:,} parameters, "
         f"{bytes_text(done.num_bytes)} in {done.folder}"

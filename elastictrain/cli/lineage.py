@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import find_run
 from elastictrain.errors import DataError
 from elastictrain.tracking.wording import count_text, seconds_text
@@ -16,7 +17,9 @@ Tree = tuple[str, Sequence["Tree"]]
 
 
 def lineage(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="Name of the run.", show_default=False)
+    ],
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/tracking.md describes it.")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import StoredRun, all_runs, find_run
 from elastictrain.errors import DataError
 from elastictrain.sentences import percent
@@ -23,7 +24,12 @@ MAX_WIDTH = 24
 def runs(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Names of runs; without any, all of them.", show_default=False),
+        typer.Argument(
+            metavar="[RUN]...",
+            autocompletion=run_names,
+            help="Names of runs; without any, all of them.",
+            show_default=False,
+        ),
     ] = None,
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/tracking.md describes it.")] = False,

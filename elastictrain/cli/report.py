@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import find_run
 from elastictrain.errors import ConfigError, DataError
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="Name of the run.", show_default=False)
+    ],
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/report.md describes it.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML file.")] = None,

@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import find_run, newest_run
 from elastictrain.status import Status
 
 
 def status(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Name of the run; without it, the newest.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="RUN", autocompletion=run_names, help="Name of the run; without it, the newest.", show_default=False
+        ),
     ] = None,
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -89,6 +89,8 @@ def _end(report: Report) -> dict[str, Any] | None:
 
 def _beside_gzip(evaluation: dict[str, Any]) -> str:
     model, gzip = evaluation["bits_per_byte"], evaluation["gzip_bits_per_byte"]
+    if model is None:
+        return f"loss {evaluation['loss']:.4f}"
     shares = f"{100 * abs(1 - model / gzip):.0f} %"
     verdict = f"{shares} fewer than" if model < gzip else f"{shares} more than" if model > gzip else "as many as"
     return f"{model:.3f} bits per byte, {verdict} gzip -9 needs for the same text ({gzip:.3f})"

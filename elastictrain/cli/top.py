@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elastictrain.cli.completion import run_names
 from elastictrain.cli.runs import StoredRun, find_run, newest_run
 from elastictrain.errors import DataError
 from elastictrain.sentences import Narrator
@@ -54,7 +55,10 @@ COLOURS = {
 
 def top(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Name of the run; without it, the newest.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="RUN", autocompletion=run_names, help="Name of the run; without it, the newest.", show_default=False
+        ),
     ] = None,
     storage: Annotated[str, typer.Option(metavar="DIR", help="Folder or URI that holds the runs.")] = "runs/",
 ) -> None:

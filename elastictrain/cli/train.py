@@ -39,7 +39,8 @@ def train(
             from elastictrain.checkpoint.of_run import signer_of
 
             signer_of(resolved)
-        find_documents(resolved.data)
+        if resolved.data.samples is None:
+            find_documents(resolved.data)
         check_model_folder(resolved)
         given_tokenizer(resolved)
         typer.echo(resolved.to_yaml(), nl=False)

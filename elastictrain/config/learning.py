@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from elastictrain.config.section import Section
 
 BadStepAction = Literal["ignore", "stop", "skip", "rollback"]
+NAMED = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
+"""Code of the user's: see `workloads.named`."""
 
 
 class TrainSection(Section):
@@ -64,12 +66,16 @@ class TrainSection(Section):
 
 
 class ModelSection(Section):
-    """The language model."""
+    """The model."""
 
-    kind: Literal["transformer", "huggingface"] = "transformer"
-    """`transformer`: this project's decoder. `huggingface`: a causal model of `transformers`, from `model.path`."""
+    kind: Literal["transformer", "huggingface", "own"] = "transformer"
+    """`transformer`: this project's decoder. `huggingface`: a causal model of `transformers`, from `model.path`. `own`:
+    what `model.workload` names."""
     path: str | None = None
     """Local folder with a Hugging Face config.json (kind huggingface)."""
+    workload: str | None = Field(default=None, pattern=NAMED)
+    """Code of yours (kind own): `path/to/file.py:NAME`, at the same path on every node, or `package.module:NAME`. NAME
+    is called with the config and gives a Workload (docs/own-model.md)."""
     num_layers: int = Field(default=4, ge=1)
     """Decoder blocks."""
     hidden_size: int = Field(default=128, ge=8)
@@ -100,6 +106,11 @@ class ModelSection(Section):
             raise ValueError(f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads {self.num_heads}")
         if self.kind == "huggingface" and not self.path:
             raise ValueError("model.kind huggingface needs model.path, a local folder with config.json")
+        if (self.kind == "own") != (self.workload is not None):
+            raise ValueError(
+                f"model.kind {self.kind} and model.workload {self.workload}: model.workload names the code of "
+                "model.kind own, and of that alone; set both or neither"
+            )
         return self
 
 
@@ -108,6 +119,9 @@ class DataSection(Section):
 
     corpus: str = "python:stdlib"
     """A text file, a folder, a glob, or `python:stdlib` (the source of Python's own standard library, no tests)."""
+    samples: str | None = Field(default=None, pattern=NAMED)
+    """In place of a corpus, for `model.kind: own`: `path/to/file.py:NAME` or `package.module:NAME`; NAME is called with
+    the config and `train` or `validation`, and gives numbered samples (docs/own-data.md)."""
     suffixes: tuple[str, ...] = (".py", ".txt", ".md", ".rst")
     """File endings read from a folder; a file or glob is taken as it is."""
     exclude: tuple[str, ...] = ("test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages")

@@ -45,9 +45,14 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _model_splits(self) -> TrainConfig:
         model, pp, tp = self.model, self.parallel.pp, self.parallel.tp
-        if model.kind == "huggingface" and pp * tp > 1:
+        if self.data.samples is not None and model.kind != "own":
             raise ValueError(
-                f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind huggingface, only this project's "
+                f"data.samples {self.data.samples} needs model.kind own, not {model.kind}, which learns text: leave "
+                "data.samples out, or set model.kind and model.workload"
+            )
+        if model.kind != "transformer" and pp * tp > 1:
+            raise ValueError(
+                f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind {model.kind}, only this project's "
                 "transformer: set both to 1, and parallel.zero_stage 3 where the model is too large for one worker"
             )
         if tp > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:

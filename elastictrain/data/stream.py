@@ -1,8 +1,8 @@
 """The stream that a rank reads: its micro-batches of one step after another, loaded ahead on one thread.
 
-The stream begins at any step at no cost, because the order is arithmetic and the shards are mapped. A generation of
-another world size makes a new stream; nothing is carried over but the step. At most `prefetch` steps are loaded ahead.
-An error while loading is raised by the `next` of the step that it belongs to.
+The stream begins at any step at no cost, because the order is arithmetic and samples are found by their numbers. A
+generation of another world size makes a new stream; nothing is carried over but the step. At most `prefetch` steps are
+loaded ahead. An error while loading is raised by the `next` of the step that it belongs to.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from types import TracebackType
 
-from torch import Tensor
-
 from elastictrain.data.order import MicroBatch, SampleOrder
-from elastictrain.data.shards import TokenShards
+from elastictrain.data.samples import Samples
 from elastictrain.plan.layout import Layout
+from elastictrain.workloads.base import Batch
 
-Step = list[tuple[MicroBatch, Tensor]]
-"""One rank's part of a step: each micro-batch with its tokens, int64 [micro_batch, seq_len + 1]."""
+Step = list[tuple[MicroBatch, Batch]]
+"""One rank's part of a step: each micro-batch with its samples."""
 
 
-class TokenStream(Iterator[Step]):
+class SampleStream(Iterator[Step]):
     """Endless iterator over rank `rank`'s part of steps first_step, first_step + 1, ...; close it when done."""
 
     def __init__(
-        self, shards: TokenShards, order: SampleOrder, layout: Layout, rank: int, first_step: int, prefetch: int = 2
+        self, samples: Samples, order: SampleOrder, layout: Layout, rank: int, first_step: int, prefetch: int = 2
     ) -> None:
-        self._shards, self._order, self._layout, self._rank = shards, order, layout, rank
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"token-stream-{rank}")
+        self._samples, self._order, self._layout, self._rank = samples, order, layout, rank
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"sample-stream-{rank}")
         self._next_step = first_step
         self._loading: deque[Future[Step]] = deque()
         self.last_wait_s = 0.0
@@ -52,7 +51,7 @@ class TokenStream(Iterator[Step]):
         self._loading.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> TokenStream:
+    def __enter__(self) -> SampleStream:
         return self
 
     def __exit__(
@@ -66,4 +65,4 @@ class TokenStream(Iterator[Step]):
 
     def _load(self, step: int) -> Step:
         micro_batches = self._order.micro_batches(step, self._layout, self._rank)
-        return [(micro_batch, self._shards.read(micro_batch.samples)) for micro_batch in micro_batches]
+        return [(micro_batch, self._samples.read(micro_batch.samples)) for micro_batch in micro_batches]

@@ -2,7 +2,8 @@
 
 The project's own transformer is written as a Llama (see `llama`), file by file: memory for FILE_BYTES or the largest
 weight, and `transformers` need not be installed. A model of `transformers` is filled and saved by transformers itself,
-which takes memory for all of it. Weights are the fp32 masters. The folder appears whole or not at all.
+which takes memory for all of it. Of a model of the user's own there are the weights alone, under its own names: none
+of its code is imported. Weights are the fp32 masters. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -50,19 +51,25 @@ def export(
     config: TrainConfig,
     store: CheckpointStore,
     stored: StoredCheckpoint,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     to: Path,
     file_bytes: int = FILE_BYTES,
 ) -> Exported:
     """Write a verified checkpoint of the run to the folder `to`, which must not be there, or be empty.
 
+    Without a tokenizer, which is with a run that reads no text, it is a model of the user's own.
+
     Raises ConfigError for a folder that can't be written, CheckpointError when the checkpoint can't be read.
     """
     source, manifest = store.open(stored.step), stored.manifest
     with _appearing(to) as folder:
-        for name, text in tokenizer.files().items():
+        for name, text in (tokenizer.files() if tokenizer else {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        if config.model.kind == "huggingface":
+        if tokenizer is None or config.model.kind == "own":
+            parameters = _parameters(manifest)
+            names = {tensor.name: tensor.name.removeprefix(_PARAMETER) for tensor in parameters}
+            _write_weights(source, manifest, parameters, names, folder, file_bytes)
+        elif config.model.kind == "huggingface":
             _write_their_model(config, source, tokenizer, folder)
         else:
             _write_llama(config, source, manifest, tokenizer, folder, file_bytes)
@@ -84,6 +91,18 @@ def _write_llama(
     theirs = {tensor.name: names[tensor.name.removeprefix(_PARAMETER)] for tensor in parameters}
     content = llama_config(config.model, shapes, config.data.seq_len, tokenizer.end_of_text_id)
     _write_json(folder / "config.json", content)
+    _write_weights(source, manifest, parameters, theirs, folder, file_bytes)
+
+
+def _write_weights(
+    source: StateSource,
+    manifest: Manifest,
+    parameters: list[LogicalTensor],
+    names: Mapping[str, str],
+    folder: Path,
+    file_bytes: int,
+) -> None:
+    """The parameters under these names, file by file."""
     groups, held = list[list[LogicalTensor]](), file_bytes
     for tensor in parameters:
         num_bytes = tensor.numel * BYTES_PER_ELEMENT
@@ -95,7 +114,7 @@ def _write_llama(
     where = dict[str, str]()
     for number, group in enumerate(groups, 1):
         file = _file_name(number, len(groups))
-        arrays = {theirs[name]: array for name, array in _read(source, group).items()}
+        arrays = {names[name]: array for name, array in _read(source, group).items()}
         save_file(arrays, folder / file, {"format": "pt", "run": manifest.run, "step": str(manifest.step)})
         where |= dict.fromkeys(arrays, file)
     if len(groups) > 1:

@@ -22,6 +22,7 @@ from elastictrain.status import Status
 from elastictrain.storage import Storage
 from elastictrain.tracking.journal import journal_files
 from elastictrain.tracking.redact import redact_all
+from elastictrain.workloads.named import absolute
 
 MIRROR_EVERY_S = 5.0
 DATA_FOLDER = "_data"
@@ -33,17 +34,22 @@ _JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The config with an absolute run.storage, the same for every process of the run.
+    """The config with an absolute run.storage and absolute files of the user's code, the same for every process.
 
     A submitted job runs in a passing copy of the user's folder: there, a relative storage is taken to be under
-    ~/.elastictrain, so that the next submission finds the run.
+    ~/.elastictrain, so that the next submission finds the run; and files are left relative, to be found in the copy.
     """
+    in_job = _JOB_FOLDER in os.getcwd()
     storage = config.run.storage
-    if "://" in storage:
-        return config
-    root = Path.home() / ".elastictrain" if _JOB_FOLDER in os.getcwd() else Path.cwd()
-    path = str((root / Path(storage).expanduser()).resolve())
-    return config.model_copy(update={"run": config.run.model_copy(update={"storage": path})})
+    if "://" not in storage:
+        root = Path.home() / ".elastictrain" if in_job else Path.cwd()
+        path = str((root / Path(storage).expanduser()).resolve())
+        config = config.model_copy(update={"run": config.run.model_copy(update={"storage": path})})
+    if not in_job:
+        model = config.model.model_copy(update={"workload": absolute(config.model.workload)})
+        data = config.data.model_copy(update={"samples": absolute(config.data.samples)})
+        config = config.model_copy(update={"model": model, "data": data})
+    return config
 
 
 def local_root(storage: Storage) -> Path:

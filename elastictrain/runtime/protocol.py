@@ -255,10 +255,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The finished model on held-out text."""
+    """The finished model on what was held out; all but the loss is of text."""
 
     loss: float
-    bits_per_byte: float
-    gzip_bits_per_byte: float
-    num_bytes: int
-    sample: str
+    bits_per_byte: float | None = None
+    gzip_bits_per_byte: float | None = None
+    num_bytes: int = 0
+    sample: str = ""

@@ -16,10 +16,9 @@ from elastictrain.checkpoint.snapshot import SnapshotWriter
 from elastictrain.checkpoint.source import memory_source
 from elastictrain.config import FaultTarget, TrainConfig
 from elastictrain.control.verdict import trusted_step
-from elastictrain.data.manifest import Manifest
 from elastictrain.data.order import SampleOrder, dropout_seed
-from elastictrain.data.shards import TokenShards
-from elastictrain.data.stream import TokenStream
+from elastictrain.data.samples import RunData
+from elastictrain.data.stream import SampleStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
@@ -65,13 +64,12 @@ class RankProgram:
         self._config, self._keeper, self._token, self._board = config, keeper, token, board
         self._commit_at = commit_at
         self._node, self._host = node, host
-        self._manifest = Manifest.load(data_folder)
-        self._shards = TokenShards(self._manifest)
-        self._order = SampleOrder(len(self._shards), config.train.seed)
-        self._workload = build_workload(config, self._manifest.vocab_size)
+        self._data = RunData.open(config, data_folder)
+        self._order = SampleOrder(len(self._data.train), config.train.seed)
+        self._workload = build_workload(config, self._data.vocab_size)
         self._group: RankGroup | None = None
         self._engine: Engine | None = None
-        self._stream: TokenStream | None = None
+        self._stream: SampleStream | None = None
         self._snapshots: SnapshotWriter | None = None
         self._line: ReplicaClient | None = None
         self._unsaid: list[StepRecord] = []
@@ -88,7 +86,7 @@ class RankProgram:
 
         With a single sample: the micro-batch may not fit, and then it is control's to make it smaller.
         """
-        warm(self._workload, self._config, {"tokens": self._shards.read([0])})
+        warm(self._workload, self._config, self._data.train.read([0]))
         tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address
@@ -123,7 +121,7 @@ class RankProgram:
         self._bad_steps = BadSteps(self._config, order.seen, engine, self._group, store)
         self._line = ReplicaClient(self._commit_at, self._token)
         attached = self._keeper.attach.remote(order.generation, order.rank, layout.world_size, engine.shard_index())
-        self._stream = TokenStream(self._shards, self._order, layout, order.rank, self._first_step)
+        self._stream = SampleStream(self._data.train, self._order, layout, order.rank, self._first_step)
         self._snapshots = SnapshotWriter(
             ray.get(attached), order.generation, order.rank, layout.world_size, self._line.commit
         )
@@ -171,7 +169,7 @@ class RankProgram:
         self._board.write(self._order_of.generation, step, "idle")
         return step
 
-    def _step(self, step: int, engine: Engine, stream: TokenStream, snapshots: SnapshotWriter) -> StepRecord:
+    def _step(self, step: int, engine: Engine, stream: SampleStream, snapshots: SnapshotWriter) -> StepRecord:
         seed, generation = self._config.train.seed, self._order_of.generation
         begun_at, blocked_s = time.time(), self._board.blocked_s
         self._board.write(generation, step, "data")
@@ -206,7 +204,7 @@ class RankProgram:
 
         rate = learning_rate(self._config.train, step)
         result = engine.train_step(
-            [(dropout_seed(seed, step, micro.global_index), {"tokens": tokens}) for micro, tokens in batches],
+            [(dropout_seed(seed, step, micro.global_index), batch) for micro, batch in batches],
             learning_rate=rate,
             loss_limit=self._bad_steps.loss_limit,
             before_update=before_update,
@@ -221,7 +219,7 @@ class RankProgram:
         micro_batches = tuple(
             (micro.global_index, loss, micro.samples) for (micro, _), loss in zip(told, result.losses, strict=True)
         )
-        num_tokens = sum(self._workload.num_tokens({"tokens": tokens}) for _, tokens in told)
+        num_tokens = sum(self._workload.num_tokens(batch) for _, batch in told)
         return StepRecord(
             step=step,
             micro_batches=micro_batches,
@@ -301,7 +299,7 @@ class RankProgram:
     def evaluate(self, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""
         state = checkpoints_of(self._config).open(step)
-        return evaluate(self._workload, self._config, self._manifest, state, micro_batch)
+        return evaluate(self._workload, self._config, self._data.manifest, state, micro_batch)
 
 
 class _Clock:

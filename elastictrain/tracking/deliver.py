@@ -135,7 +135,8 @@ class Deliverer:
             report = build_report(self._lineage.events, delivered=True)
             record.write_files(_files(report, self._lineage.events))
             if batch.finished is not None:
-                record.publish(batch.finished, model_card(report, batch.finished.uri))
+                of_text = report["config"]["data"].get("samples") is None
+                record.publish(batch.finished, model_card(report, batch.finished.uri), of_text=of_text)
         self._save(position)
         self._unwritten, self._position = None, position
 

@@ -77,7 +77,9 @@ def _head(report: Report) -> str:
 def _tiles(report: Report) -> str:
     evaluation, throughput = report["evaluation"], report["throughput"]
     tiles = [(f"{report['steps']:,}", "steps", f"{report['samples']:,} samples")]
-    if evaluation:
+    if evaluation and evaluation["bits_per_byte"] is None:
+        tiles.append((f"{evaluation['loss']:.4f}", "validation loss", "of what was held out"))
+    elif evaluation:
         beside = f"gzip -9: {evaluation['gzip_bits_per_byte']:.3f}"
         tiles.append((f"{evaluation['bits_per_byte']:.3f}", "validation bits per byte", beside))
     elif report["loss"]:

@@ -143,8 +143,9 @@ class Lineage:
             batch.metrics.append(_point("ckpt/write_s", event.seconds, event.at, event.step))
         elif isinstance(event, Evaluated):
             batch.metrics.append(_point("eval/loss", event.loss, event.at, event.step))
-            batch.metrics.append(_point("eval/bits_per_byte", event.bits_per_byte, event.at, event.step))
-            batch.metrics.append(_point("eval/gzip_bits_per_byte", event.gzip_bits_per_byte, event.at, event.step))
+            for name in ("bits_per_byte", "gzip_bits_per_byte"):
+                if (bits := getattr(event, name)) is not None:
+                    batch.metrics.append(_point(f"eval/{name}", bits, event.at, event.step))
         elif isinstance(event, Warned):
             batch.tags["elastictrain.last_warning"] = cut(redact(f"{event.topic}: {event.message}"))
         elif isinstance(event, RunEnded):
@@ -190,7 +191,9 @@ def _checkpoint_tags(kin: Kin) -> dict[str, str]:
         "rejected": redact(kin.rejected),
     }
     if evaluated is not None:
-        tags |= {"evaluation_loss": repr(evaluated.loss), "bits_per_byte": repr(evaluated.bits_per_byte)}
+        tags["evaluation_loss"] = repr(evaluated.loss)
+        if evaluated.bits_per_byte is not None:
+            tags["bits_per_byte"] = repr(evaluated.bits_per_byte)
     return tags
 
 

@@ -143,12 +143,16 @@ class MlflowRecord:
                         f"MLflow can't store the artifact {name}: {_one_line(error)}"
                     ) from error
 
-    def publish(self, finished: Finished, card: str) -> None:
-        """Make the finished model's checkpoint a version of the registered model that has the run's name."""
+    def publish(self, finished: Finished, card: str, *, of_text: bool) -> None:
+        """Make the finished model's checkpoint a version of the registered model that has the run's name.
+
+        A model `of_text` takes tokens and gives scores, which its signature says; what another takes nobody knows.
+        """
         with self._errors():
             model = self._client.get_logged_model(self._models[finished.uri])
             try:
-                register(self._client, finished.run, self.run_id, model, card, served=self._database is None)
+                served = self._database is None
+                register(self._client, finished.run, self.run_id, model, card, served=served, of_text=of_text)
             except OSError as error:
                 raise TrackingUnavailableError(f"MLflow can't store the model's card: {_one_line(error)}") from error
 

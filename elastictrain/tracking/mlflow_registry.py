@@ -16,10 +16,10 @@ _KEPT = ("step", "uri", "sha256", "evaluation_loss", "bits_per_byte")
 """Tags of the checkpoint that the version has too."""
 
 
-def register(client: Any, name: str, run_id: str, model: Any, card: str, *, served: bool) -> None:
+def register(client: Any, name: str, run_id: str, model: Any, card: str, *, served: bool, of_text: bool) -> None:
     """Make this logged model, a checkpoint of the run, a version of the registered model of this name.
 
-    `served`: by an MLflow server, not from a file.
+    `served`: by an MLflow server, not from a file. `of_text`: a model of language, whose signature is known.
     """
     tags = {
         f"elastictrain.{tag}": model.tags[f"elastictrain.{tag}"] for tag in _KEPT if f"elastictrain.{tag}" in model.tags
@@ -30,7 +30,7 @@ def register(client: Any, name: str, run_id: str, model: Any, card: str, *, serv
     if mine is None:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "README.md").write_text(card, encoding="utf-8")
-            Path(folder, "MLmodel").write_text(_mlmodel(run_id, model), encoding="utf-8")
+            Path(folder, "MLmodel").write_text(_mlmodel(run_id, model, of_text), encoding="utf-8")
             client.log_model_artifacts(model.model_id, folder)
         # by its place, where the store is a file: MLflow would look a model up in the process's global store
         by_id = {"source": f"models:/{model.model_id}", "model_id": model.model_id}
@@ -72,8 +72,8 @@ def _loss(version: Any) -> tuple[float, int]:
     return (loss if isfinite(loss) else inf), -int(version.version)
 
 
-def _mlmodel(run_id: str, model: Any) -> str:
-    """MLflow's description of a model: tokens in, a score for each token of the vocabulary out."""
+def _mlmodel(run_id: str, model: Any, of_text: bool) -> str:
+    """MLflow's description of a model; of one of language: tokens in, a score for each token of the vocabulary out."""
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -85,6 +85,9 @@ def _mlmodel(run_id: str, model: Any) -> str:
     weights = {key: model.tags[f"elastictrain.{key}"] for key in ("uri", "sha256", "step")}
     flavor = {**weights, "format": "safetensors"}
     text: str = Model(
-        run_id=run_id, signature=signature, flavors={"elastictrain": flavor}, model_id=model.model_id
+        run_id=run_id,
+        signature=signature if of_text else None,
+        flavors={"elastictrain": flavor},
+        model_id=model.model_id,
     ).to_yaml()
     return text

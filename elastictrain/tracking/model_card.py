@@ -30,7 +30,8 @@ def _lines(report: Report, uri: str) -> Iterator[str]:
     yield "## Training"
     yield ""
     samples, seed = count_text(report["samples"], "sample"), config["train"]["seed"]
-    yield f"- {samples} of {config['data']['seq_len']} tokens, seed {seed}"
+    named = config["data"].get("samples")
+    yield f"- {samples} of {named or str(config['data']['seq_len']) + ' tokens'}, seed {seed}"
     yield f"- digest of all samples in their order: `{report['sample_digest']}`"
     if data:
         yield f"- data: `{data['uri']}`, SHA-256 `{data['sha256']}`"
@@ -45,6 +46,9 @@ def _lines(report: Report, uri: str) -> Iterator[str]:
     yield ""
     if not evaluation:
         yield "Not evaluated."
+        return
+    if evaluation["bits_per_byte"] is None:
+        yield f"Loss on what was held out: {evaluation['loss']:.4f}."
         return
     yield f"{bytes_text(evaluation['bytes'])} of held-out text: {evaluation['bits_per_byte']:.4f} bits per byte"
     yield f"({evaluation['gzip_bits_per_byte']:.4f} with `gzip -9`), {evaluation['loss']:.4f} nats per token."

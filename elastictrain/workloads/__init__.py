@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.workloads.named import check_named
 
 if TYPE_CHECKING:
     from elastictrain.workloads.base import Workload
 
 
 def check_model_folder(config: TrainConfig) -> None:
-    """Raise ConfigError when `model.path` names no model's folder: in microseconds, before anything is imported."""
+    """Raise ConfigError when `model.path` names no model's folder, or what is named of the user's code is not there.
+
+    In microseconds, before anything is imported.
+    """
+    check_named("model.workload", config.model.workload)
+    check_named("data.samples", config.data.samples)
     if config.model.kind == "huggingface":
         folder = Path(str(config.model.path))
         if not (folder / "config.json").is_file():
@@ -28,6 +34,10 @@ def build_workload(config: TrainConfig, vocab_size: int) -> Workload:
 
     Raises ConfigError when the model can't serve this tokenizer or an optional package is missing.
     """
+    if config.model.kind == "own":
+        from elastictrain.workloads.own import own_workload
+
+        return own_workload(config)
     if config.model.kind == "huggingface":
         from elastictrain.workloads.huggingface import HuggingFaceModel
 

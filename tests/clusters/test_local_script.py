@@ -99,9 +99,42 @@ def test_start_drain_stop(environment: dict[str, str], tmp_path: Path) -> None:
     assert not token.exists()
 
 
+def test_a_killed_node_takes_all_of_its_processes_and_no_others(environment: dict[str, str], tmp_path: Path) -> None:
+    nodes = [
+        subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True, stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    try:
+        families = [psutil.Process(node.pid).children() for node in nodes]
+        state = tmp_path / "local"
+        state.mkdir()
+        began = [Path(f"/proc/{node.pid}/stat").read_text().rpartition(")")[2].split()[19] for node in nodes]
+        (state / "pids").write_text("".join(f"{n.pid} {b}\n" for n, b in zip(nodes, began, strict=True)))
+        for wrong in ("kill", "kill 0", "kill 2"):
+            assert local(wrong, environment).returncode == 1
+        done = local("kill 1", environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert nodes[1].wait(20) == -9
+        assert psutil.wait_procs(families[1], timeout=20)[1] == []
+        assert nodes[0].poll() is None
+        again = local("kill 1", environment)
+        assert "there is no node 1, or it has ended" in again.stderr
+    finally:
+        (tmp_path / "local/pids").unlink(missing_ok=True)
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, 9)
+                node.wait()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
-    [("start many", "not 'many'"), ("start 2 0", "not '0'"), ("stop", "no cluster was started from here")],
+    [
+        ("start many", "not 'many'"),
+        ("start 2 0", "not '0'"),
+        ("stop", "no cluster was started from here"),
+        ("kill 1", "no cluster was started from here"),
+    ],
 )
 def test_what_it_refuses(environment: dict[str, str], command: str, message: str) -> None:
     done = local(command, environment)

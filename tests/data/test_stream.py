@@ -10,7 +10,7 @@ import torch
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.order import SampleOrder
 from elastictrain.data.shards import TokenShards
-from elastictrain.data.stream import TokenStream
+from elastictrain.data.stream import SampleStream
 from elastictrain.errors import DataError
 from elastictrain.plan.layout import Layout, plan_layout
 
@@ -27,7 +27,7 @@ def global_batches(manifest: Manifest, world_size: int, first_step: int, num_ste
     """What all ranks of one generation read, put together in global order."""
     steps: list[dict[int, torch.Tensor]] = [{} for _ in range(num_steps)]
     for rank in range(world_size):
-        with TokenStream(TokenShards(manifest), order(manifest), layout(world_size), rank, first_step) as stream:
+        with SampleStream(TokenShards(manifest), order(manifest), layout(world_size), rank, first_step) as stream:
             for step in steps:
                 for micro_batch, tokens in next(stream):
                     assert tokens.shape == (2, manifest.seq_len + 1)
@@ -64,7 +64,7 @@ def test_it_loads_ahead_no_more_than_it_may(manifest: Manifest) -> None:
             loaded.release()
             return super().read(samples)
 
-    with TokenStream(Counted(manifest), order(manifest), layout(6), 0, 1, prefetch=3) as stream:
+    with SampleStream(Counted(manifest), order(manifest), layout(6), 0, 1, prefetch=3) as stream:
         for _ in range(3):
             assert loaded.acquire(timeout=30)
         assert len(steps) == 3
@@ -76,7 +76,7 @@ def test_it_loads_ahead_no_more_than_it_may(manifest: Manifest) -> None:
 
 def test_closing_ends_the_thread_and_the_iteration(manifest: Manifest) -> None:
     before = threading.active_count()
-    stream = TokenStream(TokenShards(manifest), order(manifest), layout(1), 0, 1)
+    stream = SampleStream(TokenShards(manifest), order(manifest), layout(1), 0, 1)
     next(stream)
     assert threading.active_count() == before + 1
     stream.close()
@@ -90,7 +90,7 @@ def test_an_error_while_loading_surfaces(manifest: Manifest, tmp_path: Path) -> 
         (tmp_path / shard.name).write_bytes(bytes(shard.num_bytes))
     damaged = TokenShards(replace(manifest, folder=tmp_path))
     with (
-        TokenStream(damaged, order(manifest), layout(1), 0, 1) as stream,
+        SampleStream(damaged, order(manifest), layout(1), 0, 1) as stream,
         pytest.raises(DataError, match="can't read the token shard"),
     ):
         next(stream)

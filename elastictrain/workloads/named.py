@@ -1,0 +1,90 @@
+"""Code of yours that a config names: `path/to/file.py:NAME`, or `package.module:NAME` of what is installed.
+
+A file is for what fits into one; every node needs it at the same path, and it can't import its neighbours. What it
+defines is imported once a process. Only the config that a command was given is followed: what a run left in its
+storage names code too, and nothing imports that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from elastictrain.errors import ConfigError, ElasticTrainError, UserCodeError
+
+
+def check_named(field: str, named: str | None) -> None:
+    """Raise ConfigError when there is no such file or package; nothing of it is run, unless it is in a package."""
+    if named is None:
+        return
+    where, _, _ = named.partition(":")
+    if where.endswith(".py"):
+        if not Path(where).expanduser().is_file():
+            raise ConfigError(
+                f"{field} {named}: there is no file {where} in {Path.cwd()}. Give its path, the same on every node."
+            )
+    elif find_spec(where.partition(".")[0]) is None:
+        raise ConfigError(
+            f"{field} {named}: no package {where.partition('.')[0]} is installed here. Install it on every node, or "
+            "name a file: path/to/file.py:NAME."
+        )
+
+
+def absolute(named: str | None) -> str | None:
+    """The same code by an absolute path, where it is in a file."""
+    if named is None or not named.partition(":")[0].endswith(".py"):
+        return named
+    where, _, name = named.partition(":")
+    return f"{Path(where).expanduser().resolve()}:{name}"
+
+
+def load_named(field: str, named: str) -> Callable[..., Any]:
+    """What the config's `field` names.
+
+    Raises ConfigError where it is not there or can't be called, UserCodeError with the traceback of what it raises.
+    """
+    check_named(field, named)
+    where, _, name = named.partition(":")
+    with theirs(f"{field} {named}: {where} can't be imported"):
+        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    found = getattr(module, name, None)
+    if not callable(found):
+        what = "nothing" if found is None else f"a {type(found).__name__}, which can't be called,"
+        raise ConfigError(f"{field} {named}: {where} has {what} named {name}. Name a class or a function of it.")
+    called: Callable[..., Any] = found
+    return called
+
+
+@contextmanager
+def theirs(message: str) -> Iterator[None]:
+    """What is done here is the user's code: what it raises becomes a UserCodeError, its traceback before `message`."""
+    try:
+        yield
+    except ElasticTrainError:
+        raise
+    except Exception:  # noqa: BLE001 - it may raise anything
+        raise UserCodeError(f"{traceback.format_exc().rstrip()}\n\n{message}") from None
+
+
+def _file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    name = f"elastictrain_named_{sha256(str(path).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python file")
+        sys.modules[name] = module = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -1,0 +1,56 @@
+"""A model and samples of the user's own: the example of the docs survives a kill bit for bit, and gives its weights.
+
+About 15 s on two cores: both runs at once, on the shared cluster.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from product import Product, assert_recorded, assert_same_training
+from safetensors.torch import load_file
+
+from elastictrain import TrainConfig
+from elastictrain.data.samples import named_samples
+from elastictrain.workloads import build_workload
+
+DIGITS = Path(__file__).parents[2] / "docs" / "examples" / "digits.py"
+OWN = (
+    f"model={{kind: own, workload: '{DIGITS}:Digits'}}",
+    f"data.samples={DIGITS}:samples",
+    "data.validation_samples=225",
+    "train.steps=120",
+    "train.learning_rate=1e-2",
+)
+
+
+def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) -> None:
+    kill = "faults=[{at: 60, rank: 1, kind: kill}]"
+    calm, struck = product.begin("digits-calm", *OWN), product.begin("digits-struck", *OWN, kill)
+    for running in (calm, struck):
+        ended = running.end()
+        assert ended.code == 0, ended.err
+        assert "bits per byte" not in ended.out
+    reports = {name: product.report(name) for name in ("digits-calm", "digits-struck")}
+    assert_same_training(reports["digits-struck"], reports["digits-calm"])
+    [failure] = reports["digits-struck"]["failures"]
+    assert (failure["source"], failure["continuation"]) == ("memory", "bit_exact")
+    assert reports["digits-struck"]["data"]["num_samples"] == 1572
+    assert_recorded(product.storage, reports["digits-struck"])
+
+    folder = tmp_path / "digits"
+    exported = product.ask("export", "digits-struck", "--to", str(folder))
+    assert exported.code == 0, exported.err
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+    config = TrainConfig.load(None, [*OWN[:2]])
+    workload, held_out = build_workload(config, 0), named_samples(config, "validation")
+    module = workload.build(0)
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    batch = held_out.read(range(len(held_out)))
+    nats, count = workload.evaluate(module, batch)
+    assert reports["digits-struck"]["evaluation"]["loss"] == pytest.approx(nats / count, rel=1e-4)
+    with torch.no_grad():
+        right = module.eval()(batch["image"]).argmax(1) == batch["digit"]
+    assert right.float().mean() > 0.8

@@ -15,7 +15,7 @@ train: $(INSTALLED) ## Train the small language model; ARGS="train.steps=50 faul
 	$(VENV)/bin/elastictrain train jobs/llm_tiny.yaml $(ARGS)
 
 test: $(INSTALLED) ## Run the test suite; ARGS="tests/cli -x" goes to pytest
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 check: $(INSTALLED) ## Lint, formatting, types, and which module may import which
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,23 @@ settings.register_profile("dozens")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
+RUNS = ("integration", "cli", "clusters", "docs", "runtime", "benchmarks", "test_planted.py", "test_never_began.py")
+"""Tests in which whole runs train, or which look for processes: one at a time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have one process take all tests of whole runs, from the start, and another the rest."""
+    here = Path(__file__).parent
+
+    def trains(item: pytest.Item) -> bool:
+        return item.path.relative_to(here).parts[0] in RUNS
+
+    items.sort(key=lambda item: not trains(item))
+    for item in items:
+        if trains(item):
+            item.add_marker(pytest.mark.xdist_group("runs"))
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Makes a filesystem of the size that it is given, as `mount` takes it; skips where this user may not mount one."""

@@ -188,6 +188,8 @@ class NodeLoad:
     """Of all its processors, 0 to 1, since it was asked last."""
     memory_used_bytes: int
     memory_bytes: int
+    energy_j: float | None = None
+    """Used by its processors and GPUs since it was asked last, in joules; None where nothing tells it."""
 
 
 @dataclass(frozen=True, slots=True)

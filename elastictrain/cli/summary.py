@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastictrain.sentences import percent
 from elastictrain.tracking.redact import redact
-from elastictrain.tracking.wording import count_text, seconds_text, who_text
+from elastictrain.tracking.wording import count_text, energy_text, seconds_text, who_text
 
 if TYPE_CHECKING:
     from elastictrain.trainer import Result
@@ -66,6 +66,8 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
     yield "goodput", f"{percent(report['goodput']['ratio'])} of {seconds_text(report['wall_s'])}: {_ledger(report)}"
     if report["cost"]:
         yield "cost", _cost(report["cost"])
+    if report["energy"]:
+        yield "energy", energy_text(report["energy"])
     kept = [c for c in report["checkpoints"] if not c["removed"]]
     newest = f", newest of step {kept[-1]['step']:,}" if kept else ""
     yield "checkpoints", f"{len(report['checkpoints'])} written, {len(kept)} kept{newest}"

@@ -1,10 +1,11 @@
-"""How busy this node is, as its kernel says. A look reads two files of /proc: some 100 us."""
+"""How busy this node is, as its kernel says. A look reads two files of /proc, some 100 us, and what `power` does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from elastictrain.events import NodeLoad
+from elastictrain.runtime.power import PowerMeter
 
 _STAT, _MEMORY = Path("/proc/stat"), Path("/proc/meminfo")
 
@@ -14,6 +15,7 @@ class LoadMeter:
 
     def __init__(self) -> None:
         self._busy, self._all = _ticks()
+        self._power = PowerMeter()
 
     def look(self, node: str) -> NodeLoad:
         """The load now."""
@@ -23,7 +25,7 @@ class LoadMeter:
         self._busy, self._all = busy, ticks
         rows = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
         whole, free = (int(rows[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-        return NodeLoad(node, min(max(share, 0.0), 1.0), whole - free, whole)
+        return NodeLoad(node, min(max(share, 0.0), 1.0), whole - free, whole, self._power.look())
 
 
 def _ticks() -> tuple[int, int]:

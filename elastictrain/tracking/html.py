@@ -17,7 +17,15 @@ from elastictrain.config import flatten
 from elastictrain.tracking.chart import loss_chart
 from elastictrain.tracking.clock_chart import clock_chart
 from elastictrain.tracking.heat_map import heat_map, heat_range
-from elastictrain.tracking.wording import bytes_text, count_text, layout_text, seconds_text, skip_text, who_text
+from elastictrain.tracking.wording import (
+    bytes_text,
+    count_text,
+    energy_text,
+    layout_text,
+    seconds_text,
+    skip_text,
+    who_text,
+)
 
 Report = dict[str, Any]
 
@@ -150,7 +158,7 @@ def _ledger(report: Report) -> str:
         ("<b>wall time</b>", "", f"<b>{seconds_text(ledger['wall_s'])}</b>", "<b>100%</b>", f"<b>{all_workers}</b>")
     )
     table = _table(("bucket", "", ">time", ">share", ">all workers"), rows)
-    content = f'<div class="bar">{bar}</div>{table}{_cost(report["cost"])}'
+    content = f'<div class="bar">{bar}</div>{table}{_cost(report["cost"])}{_energy(report["energy"])}'
     return _card(f"Where the time went: {ledger['ratio']:.1%} goodput", content)
 
 
@@ -162,6 +170,10 @@ def _cost(cost: Report | None) -> str:
     each = "" if a_million is None else f", {a_million:.4g} for a million tokens"
     price = f"{cost['worker_cost_per_hour']:g} for an hour of a worker"
     return f'<p class="quiet">Cost: {cost["total"]:.4g}{each}, at {price}.</p>'
+
+
+def _energy(energy: Report | None) -> str:
+    return "" if energy is None else f'<p class="quiet">Energy: {energy_text(energy)}.</p>'
 
 
 def _clock(report: Report) -> str:

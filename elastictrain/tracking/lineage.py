@@ -230,6 +230,8 @@ def _node_points(event: NodesMeasured) -> Iterator[Point]:
         yield _point(f"{name}/system_memory_usage_megabytes", load.memory_used_bytes / 1e6, event.at, event.step)
         share = load.memory_used_bytes / max(load.memory_bytes, 1)
         yield _point(f"{name}/system_memory_usage_percentage", 100 * share, event.at, event.step)
+        if load.energy_j is not None:
+            yield _point(f"{name}/energy_joules", load.energy_j, event.at, event.step)
 
 
 def _point(name: str, value: float, at: float, step: int) -> Point:

@@ -24,6 +24,7 @@ from elastictrain.events import (
     FailureDetected,
     FaultInjected,
     GenerationStarted,
+    NodesMeasured,
     RanksTimed,
     Recovered,
     RunStarted,
@@ -77,6 +78,7 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "goodput": {**ledger.seconds, "wall_s": ledger.wall_s, "ratio": ledger.ratio},
         "worker_seconds": {**ledger.worker_seconds, "total": sum(ledger.workers_us.values()) / 1e6},
         "cost": _cost(latest.config, ledger, sum(s.num_tokens for s in steps)),
+        "energy": _energy(run, steps),
         "timeline": timeline(parts, steps, begun_at),
         "rank_times": [
             {
@@ -278,6 +280,21 @@ def _cost(config: dict[str, Any], ledger: Goodput, tokens: int) -> dict[str, Any
         "worker_cost_per_hour": price,
         "total": spent,
         "per_million_tokens": spent / tokens * 1e6 if tokens else None,
+    }
+
+
+def _energy(events: Sequence[Event], steps: Sequence[StepCommitted]) -> dict[str, Any] | None:
+    """What the nodes' processors and GPUs used until they were last asked; None where no node can tell."""
+    measured = [e for e in events if isinstance(e, NodesMeasured)]
+    told = [load.energy_j for e in measured for load in e.nodes if load.energy_j is not None]
+    if not told:
+        return None
+    tokens = sum(s.num_tokens for s in steps if s.step <= measured[-1].step)
+    return {
+        "joules": sum(told),
+        "nodes_that_tell": len({load.node for e in measured for load in e.nodes if load.energy_j is not None}),
+        "nodes": len({load.node for e in measured for load in e.nodes}),
+        "joules_per_million_tokens": sum(told) / tokens * 1e6 if tokens else None,
     }
 
 

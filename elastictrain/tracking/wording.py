@@ -44,6 +44,15 @@ def bytes_text(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TB"
 
 
+def energy_text(energy: dict[str, Any]) -> str:
+    """A report's energy in words: '1.25 kWh, 0.31 kWh for a million tokens'."""
+    a_million = energy["joules_per_million_tokens"]
+    each = "" if a_million is None else f", {a_million / 3.6e6:.3g} kWh for a million tokens"
+    some = f" on {energy['nodes_that_tell']} of {energy['nodes']} nodes"
+    where = some if energy["nodes_that_tell"] < energy["nodes"] else ""
+    return f"{energy['joules'] / 3.6e6:.3g} kWh of processors and GPUs{where}{each}"
+
+
 def count_text(number: int, noun: str) -> str:
     """'1 step', '2,000 steps'."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 from example_events import START_AT, Story, full_story
 
-from elastictrain.events import Cause, CheckpointWritten, FailureDetected, Recovered, RunStarted, Skip
+from elastictrain.events import (
+    Cause,
+    CheckpointWritten,
+    FailureDetected,
+    NodeLoad,
+    NodesMeasured,
+    Recovered,
+    RunStarted,
+    Skip,
+)
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.report import REPORT_VERSION, build_report
+from elastictrain.tracking.wording import energy_text
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report.md"
 
@@ -208,6 +218,25 @@ def test_a_price_gives_the_cost_of_all_time_but_that_between_attempts() -> None:
     assert build_report(full_story().events)["cost"] is None
     nothing_yet = build_report(Story(overrides=("cluster.worker_cost_per_hour=1",)).start().events)
     assert nothing_yet["cost"]["per_million_tokens"] is None
+
+
+def test_energy_is_that_of_the_nodes_that_tell_and_of_the_tokens_until_then() -> None:
+    story = Story().start(6).generation().steps(100)
+    silent, tells = NodeLoad("a", 0.5, 1, 2), NodeLoad("b", 0.5, 1, 2, energy_j=500.0)
+    for _ in range(2):
+        story.tell(NodesMeasured(story.clock, story.step, (silent, tells)))
+    story.steps(50)  # nobody has asked since
+    energy = build_report(story.events)["energy"]
+    assert energy == {
+        "joules": 1000.0,
+        "nodes_that_tell": 1,
+        "nodes": 2,
+        "joules_per_million_tokens": pytest.approx(1000.0 / (100 * 2048) * 1e6),
+    }
+    assert (
+        energy_text(energy) == "0.000278 kWh of processors and GPUs on 1 of 2 nodes, 0.00136 kWh for a million tokens"
+    )
+    assert build_report(full_story().events)["energy"] is None
 
 
 def test_the_timeline_adds_up_to_the_ledger() -> None:

@@ -24,7 +24,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.corpus import find_documents
 from elastictrain.data.prepare import prepare
-from elastictrain.data.samples import look_at_named
+from elastictrain.data.samples import look_at_named, refuse_other_samples
 from elastictrain.data.tokenizer import given_tokenizer
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
@@ -114,6 +114,7 @@ class ElasticTrainer:
         if _is_complete(earlier, self.config.train.steps):
             return self._result(earlier, self._deliver_rest())
         _refuse_fewer_steps(earlier, self.config.train.steps)
+        refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
         return None
 
     def _attempt(self) -> Result:

@@ -12,12 +12,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from elastictrain.config import TrainConfig
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.shards import TokenShards
-from elastictrain.errors import DataError
+from elastictrain.errors import DataError, RunConflictError
+from elastictrain.events import DataReady
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.named import load_named, theirs
 
@@ -127,8 +129,24 @@ def look_at_named(config: TrainConfig) -> NamedData:
             batch = samples.read(_spread(len(samples)))
         for name, tensor in sorted(batch.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return NamedData(counts[0], counts[1], digest.hexdigest())
+
+
+def refuse_other_samples(config: TrainConfig, before: DataReady | None) -> None:
+    """Raise RunConflictError when named samples are not those that the run began with: the order would mean others.
+
+    Text needs none of this: its folder is found by a fingerprint of all of it.
+    """
+    if before is None or config.data.samples is None:
+        return
+    found = look_at_named(config)
+    if before.sha256 != found.sha256:
+        raise RunConflictError(
+            f"data.samples {config.data.samples} gives other samples than those that the run began with: "
+            f"{found.num_samples:,} and {found.num_validation_samples:,} held out, and it was {before.num_samples:,} "
+            f"and {before.num_validation_samples:,}. Give the old ones back, or choose another run.name."
+        )
 
 
 def _spread(count: int) -> Sequence[int]:

@@ -5,6 +5,7 @@ About 15 s on two cores: both runs at once, on the shared cluster.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,14 @@ from elastictrain.data.samples import named_samples
 from elastictrain.workloads import build_workload
 
 DIGITS = Path(__file__).parents[2] / "docs" / "examples" / "digits.py"
-OWN = (
-    f"model={{kind: own, workload: '{DIGITS}:Digits'}}",
-    f"data.samples={DIGITS}:samples",
-    "data.validation_samples=225",
-    "train.steps=120",
-    "train.learning_rate=1e-2",
-)
 
 
 def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) -> None:
+    code = shutil.copy(DIGITS, tmp_path)
+    named = (f"model={{kind: own, workload: '{code}:Digits'}}", f"data.samples={code}:samples")
+    own = (*named, "data.validation_samples=225", "train.steps=120", "train.learning_rate=1e-2")
     kill = "faults=[{at: 60, rank: 1, kind: kill}]"
-    calm, struck = product.begin("digits-calm", *OWN), product.begin("digits-struck", *OWN, kill)
+    calm, struck = product.begin("digits-calm", *own), product.begin("digits-struck", *own, kill)
     for running in (calm, struck):
         ended = running.end()
         assert ended.code == 0, ended.err
@@ -44,7 +41,7 @@ def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) ->
     exported = product.ask("export", "digits-struck", "--to", str(folder))
     assert exported.code == 0, exported.err
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
-    config = TrainConfig.load(None, [*OWN[:2]])
+    config = TrainConfig.load(None, named)
     workload, held_out = build_workload(config, 0), named_samples(config, "validation")
     module = workload.build(0)
     module.load_state_dict(load_file(folder / "model.safetensors"))
@@ -54,3 +51,8 @@ def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) ->
     with torch.no_grad():
         right = module.eval()(batch["image"]).argmax(1) == batch["digit"]
     assert right.float().mean() > 0.8
+
+    Path(code).write_text(DIGITS.read_text().replace("% 8 == 0", "% 9 == 0"))
+    other = product.train("digits-calm", *own, "train.steps=130")
+    assert other.code == 3
+    assert "1,597 and 200 held out, and it was 1,572 and 225" in other.err

@@ -28,9 +28,7 @@ def check_named(field: str, named: str | None) -> None:
     where, _, _ = named.partition(":")
     if where.endswith(".py"):
         if not Path(where).expanduser().is_file():
-            raise ConfigError(
-                f"{field} {named}: there is no file {where} in {Path.cwd()}. Give its path, the same on every node."
-            )
+            raise ConfigError(f"{field} {named}: there is no file {where}. Give its path, the same on every node.")
     elif find_spec(where.partition(".")[0]) is None:
         raise ConfigError(
             f"{field} {named}: no package {where.partition('.')[0]} is installed here. Install it on every node, or "

@@ -50,7 +50,7 @@ def test_the_example_is_the_same_on_every_rank_and_learns_from_all_samples() -> 
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        ("nowhere.py:Digits", "there is no file nowhere.py in"),
+        ("nowhere.py:Digits", "there is no file nowhere.py"),
         ("no_such_package.module:Digits", "no package no_such_package is installed"),
         (f"{DIGITS}:Letters", "has nothing named Letters"),
         (f"{DIGITS}:__name__", "has a str, which can't be called,"),

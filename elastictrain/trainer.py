@@ -42,7 +42,7 @@ from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.cluster import connected, head_answers
 from elastictrain.runtime.environment import environment
 from elastictrain.runtime.estate import end_orphans
-from elastictrain.runtime.fleet import Fleet
+from elastictrain.runtime.fleet import Allotment, Fleet
 from elastictrain.runtime.home import RunHome, settled
 from elastictrain.runtime.live import Live
 from elastictrain.runtime.resume import StartPoint, next_generation, start_point
@@ -92,9 +92,19 @@ class Result:
 class ElasticTrainer:
     """Trains the run that the config describes, or continues it from where it stands."""
 
-    def __init__(self, config: TrainConfig, *, progress: ProgressListener | Literal["lines"] | None = "lines") -> None:
-        """`progress` hears what happens; "lines" prints it, a line for each notable event; None is silent."""
-        self.config = settled(config)
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        progress: ProgressListener | Literal["lines"] | None = "lines",
+        allotment: Allotment = lambda: None,
+    ) -> None:
+        """`progress` hears what happens; "lines" prints it, a line for each notable event; None is silent.
+
+        `allotment` says which part of the cluster is this run's, by Ray's node id, and may say otherwise later: the
+        run gives up workers, or takes more, at the next step boundary. None is all of it.
+        """
+        self.config, self._allotment = settled(config), allotment
         self._progress = PlainLines(sys.stdout) if progress == "lines" else progress
 
     def fit(self) -> Result:
@@ -202,7 +212,7 @@ class ElasticTrainer:
         if config.model.kind != "transformer":
             build_workload(config, vocab_size)  # what is wrong with the user's model is told before a worker starts
         live.status = "starting"
-        fleet = Fleet(config, secrets.token_bytes(32))
+        fleet = Fleet(config, secrets.token_bytes(32), self._allotment)
         start = self._start_point(fleet, store, emit, tracker)
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:

@@ -93,7 +93,7 @@ def _replenish(state: State, now: float) -> Decision:
     """Start missing workers; standbys only once the generation has made a step, so that they never delay one."""
     if now < state.start_at and (state.size or state.phase != "gathering"):
         return state, []
-    leaving = [state.workers[name] for name in leaving_members(state)]
+    leaving = [state.workers[name] for name, notice in leaving_members(state).items() if not notice.for_good]
     settled = state.phase == "running" and state.committed_step > state.restore.step and not leaving
     target = state.policy.world_sizes[-1] + (state.policy.standby if settled else 0) + len(leaving)
     freed = sum(worker.reserved and worker.node in state.nodes for worker in leaving)

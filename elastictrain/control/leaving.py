@@ -6,6 +6,7 @@ replacement is warm, or until the deadline is so near that the group must go on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
@@ -14,6 +15,7 @@ from elastictrain.control.vocabulary import Action, Leaving, StopWorker, Warn
 
 MARGIN_S = 10.0
 """Before the deadline, beside two steps: time for the pause, the fence, and a new group or a durable checkpoint."""
+GIVEN_UP = "workers are given up to others"
 
 
 def take_notice(state: State, seen: Leaving) -> State:
@@ -32,6 +34,23 @@ def take_notice(state: State, seen: Leaving) -> State:
     # between two groups, what the node holds in memory may be all there is
     parting = bool(leaving_members(state)) or (state.phase in ("fencing", "gathering") and seen.node in draining)
     return replace(state, leaving=state.leaving or parting)
+
+
+def give_up_slots(state: State, slots: Mapping[str, int], now: float) -> State:
+    """The state after these nodes were found to have fewer slots: who has none any more leaves at a step boundary.
+
+    Those with the lowest ranks stay.
+    """
+    ranks = {name: rank for rank, name in enumerate(state.members)}
+    order = sorted(state.workers, key=lambda name: ranks.get(name, len(ranks)))
+    parting = set[str]()
+    for node, now_has in slots.items():
+        there = [n for n in order if state.workers[n].node == node and state.workers[n].notice is None]
+        parting |= set(there[now_has:]) if now_has < state.nodes.get(node, 0) else set()
+    gone = {name: replace(w, notice=Notice(GIVEN_UP, now, for_good=True)) for name, w in state.workers.items()}
+    workers = {name: gone[name] if name in parting else worker for name, worker in state.workers.items()}
+    state = replace(state, workers=workers, nodes={**state.nodes, **slots})
+    return replace(state, leaving=state.leaving or bool(parting & leaving_members(state).keys()))
 
 
 def leaving_members(state: State) -> dict[str, Notice]:

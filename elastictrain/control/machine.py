@@ -30,7 +30,7 @@ from elastictrain.control.failing import (
     lose_worker,
 )
 from elastictrain.control.gathering import proceed
-from elastictrain.control.leaving import outlook, parting_words, take_notice
+from elastictrain.control.leaving import give_up_slots, outlook, parting_words, take_notice
 from elastictrain.control.resize import QUARANTINE_S, nodes_to_avoid
 from elastictrain.control.state import Policy, State
 from elastictrain.control.vocabulary import (
@@ -84,7 +84,7 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case _ if state.phase == "ended":
             return state, []
         case NodesJoined(slots):
-            joined = replace(state, nodes={**state.nodes, **slots}, start_failures=0, start_at=0.0)
+            joined = replace(give_up_slots(state, slots, now), start_failures=0, start_at=0.0)
             return proceed(joined, now)
         case NodeLost(node, cause):
             return lose_node(state, node, cause, now)

@@ -36,6 +36,8 @@ class Notice:
 
     cause: str
     deadline: float
+    for_good: bool = False
+    """Its slot goes with it: nobody replaces it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,10 @@ class RestorePoint:
 
 @dataclass(frozen=True, slots=True)
 class NodesJoined:
-    """Nodes that can hold so many workers each; told again when that number changes."""
+    """Nodes that can hold so many workers each; told again when that number changes.
+
+    Where it falls, workers leave at the next step boundary.
+    """
 
     slots: Mapping[str, int]
 

@@ -12,7 +12,7 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +63,12 @@ class Survey:
 
     alive: list[dict[str, Any]]
     draining: dict[str, int]
+    allotment: Mapping[str, int] | None
+    """Slots that this run may use, by Ray's id of their node; None: all that there are."""
+
+
+Allotment = Callable[[], Mapping[str, int] | None]
+"""Asked again and again, from another thread; what it says is followed at the next step boundary."""
 
 
 @dataclass
@@ -76,12 +82,27 @@ class WorkerHandle:
     info: WorkerInfo | None = None
 
 
+def demand_of(config: TrainConfig, alive: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """What Ray reserves for each worker on a cluster of these nodes."""
+    per_worker = config.elastic.gpus_per_worker
+    if per_worker is None:
+        per_worker = 1.0 if any(node["Resources"].get("GPU") for node in alive) else 0.0
+    return {"CPU": config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
+
+
+def slots_of(node: dict[str, Any], demand: Mapping[str, float]) -> int:
+    """How many workers a node has room for, whoever uses it now."""
+    return min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in demand.items())
+
+
 @dataclass
 class Fleet:
     """All actors of one attempt. `token` authenticates workers and keepers to each other."""
 
     config: TrainConfig
     token: bytes
+    allotment: Allotment = lambda: None
+    """How many of the slots are this run's, where it shares the cluster by rule."""
     inherited: dict[str, Inherited] = field(default_factory=dict)
     """Keepers of an earlier driver, by Ray's id of their node, that no node here has yet."""
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -96,11 +117,7 @@ class Fleet:
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        per_worker = self.config.elastic.gpus_per_worker
-        if per_worker is None:
-            per_worker = 1.0 if any(r.get("GPU") for r in resources) else 0.0
-        self.demand = {"CPU": self.config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
+        self.demand = demand_of(self.config, [node for node in ray.nodes() if node["Alive"]])
 
     @property
     def on_gpus(self) -> bool:
@@ -109,7 +126,12 @@ class Fleet:
 
     def survey(self) -> Future[Survey]:
         """Ask Ray for its nodes."""
-        return self.errands.run(lambda: Survey([n for n in ray.nodes() if n["Alive"]], state.get_draining_nodes()))
+
+        def look() -> Survey:
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            return Survey(alive, state.get_draining_nodes(), self.allotment())
+
+        return self.errands.run(look)
 
     def compare(self, survey: Survey) -> tuple[list[Node], list[str]]:
         """With Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
@@ -120,7 +142,7 @@ class Fleet:
         known = {node.ray_id for node in self.nodes.values()}
         new: list[Node] = []
         for ray_id, found in alive.items():
-            slots = min(int(found["Resources"].get(kind, 0) // amount) for kind, amount in self.demand.items())
+            slots = self._slots(found, survey)
             if ray_id not in known and ray_id not in self.draining and slots > 0:
                 address = found["NodeManagerAddress"]
                 taken = {node.name for node in [*self.nodes.values(), *new]}
@@ -131,6 +153,21 @@ class Fleet:
                 zone = (found.get("Labels") or {}).get(ZONE_LABEL, "")
                 new.append(Node(name, ray_id, address, slots, zone, (address, found["NodeManagerPort"])))
         return new, lost
+
+    def resized(self, survey: Survey) -> dict[str, int]:
+        """Nodes whose slots were allotted anew, and how many this run has there now."""
+        if survey.allotment is None:
+            return {}
+        found = {node["NodeID"]: self._slots(node, survey) for node in survey.alive}
+        changed = {n.name: found[n.ray_id] for n in self.nodes.values() if found.get(n.ray_id, n.slots) != n.slots}
+        for name, slots in changed.items():
+            self.nodes[name].slots = slots
+            self._give_back(name)
+        return changed
+
+    def _slots(self, found: dict[str, Any], survey: Survey) -> int:
+        slots = slots_of(found, self.demand)
+        return slots if survey.allotment is None else min(slots, survey.allotment.get(found["NodeID"], 0))
 
     def drained(self) -> list[tuple[Node, float]]:
         """Nodes that were found draining for the first time, and the deadline of each (unix s; 0: none)."""
@@ -202,13 +239,21 @@ class Fleet:
         )
 
     def drop_worker(self, name: str) -> None:
-        """End a worker, if it still lives, and keep its slot for the next one."""
+        """End a worker, if it still lives, and keep its slot for the next one, if the slot is still this run's."""
         worker = self.workers.pop(name, None)
         if worker is None:
             return
         self.end(worker.actor)
         if worker.slot is not None and worker.node in self.nodes:
             self._free_slots[worker.node].append(worker.slot)
+            self._give_back(worker.node)
+
+    def _give_back(self, node: str) -> None:
+        """Let go of free slots that the node has too many of."""
+        free = self._free_slots[node]
+        held = len(free) + sum(w.node == node and w.slot is not None for w in self.workers.values())
+        for _ in range(min(held - self.nodes[node].slots, len(free))):
+            self.errands.run(partial(remove_placement_group, free.pop()))
 
     def drop_node(self, name: str, ban_s: float = BAN_S) -> None:
         """Give up on a node and everything on it, for so many seconds at least."""

@@ -54,7 +54,7 @@ class Listener(Protocol):
         ...
 
     def nodes_ready(self, slots: dict[str, int]) -> None:
-        """New nodes, with room for so many workers."""
+        """Nodes that are new, or whose room has changed, with room for so many workers."""
         ...
 
     def node_lost(self, name: str, cause: Cause) -> None:
@@ -244,6 +244,8 @@ class Roster:
             self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
         for node in new:
             self._start_keeper(node)
+        if changed := {name: slots for name, slots in self.fleet.resized(survey).items() if name in self._told}:
+            self.listener.nodes_ready(changed)
         for node, deadline in self.fleet.drained():
             if node.name in self._told:
                 self.listener.node_leaves(node.name, deadline)

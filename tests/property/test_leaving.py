@@ -174,3 +174,26 @@ def test_one_that_dies_before_it_could_leave_is_a_failure_as_any() -> None:
     world.kill(world.group[1])
     assert world.state.account.failures == 1
     assert world.state.cause == KILLED.message
+
+
+def test_slots_that_are_taken_away_are_given_up_at_a_step_boundary_and_taken_back_when_they_return() -> None:
+    world = running(world_sizes=(1, 2, 3, 4), standby=0, a=2, b=2)
+    group = world.group
+    assert len(group) == 4
+    on_a = [name for name in group if world.alive[name] == "a"]
+    world.tell(v.NodesJoined({"a": 1}))
+    assert world.pausing, "at once, but between two steps"
+    calm(world, lambda: formed_without(world, on_a[1]), patience_s=6)
+    assert world.group == tuple(name for name in group if name != on_a[1]), "the lowest ranks stay"
+    assert on_a[1] not in world.alive
+    assert world.state.account.failures == 0, "nothing has failed"
+    world.tell(v.NodesJoined({"a": 2}))
+    calm(world, lambda: len(world.group) == 4)
+
+
+def test_a_run_that_waits_gives_up_what_holds_no_rank() -> None:
+    world = running(world_sizes=(1, 2), standby=0, a=3)
+    group = world.group
+    world.tell(v.NodesJoined({"a": 2}))
+    assert world.group == group
+    assert not world.pausing

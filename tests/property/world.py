@@ -170,7 +170,8 @@ moves = st.lists(
         st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
         st.tuples(
             st.sampled_from(
-                ["kill", "lose", "keeper", "join", "raise", "broken", "formfail", "corrupt", "stale", "leave", "drain"]
+                ["kill", "lose", "keeper", "join", "slots", "raise", "broken", "formfail", "corrupt", "stale", "leave"]
+                + ["drain"]
             ),
             st.integers(0, 9),
         ),
@@ -199,6 +200,8 @@ def play(world: World, move: str, pick: int) -> None:
             world.drain(nodes[pick % len(nodes)], grace_s=5.0 * pick)
         case "join" if f"late{pick}" not in world.drained:
             world.tell(v.NodesJoined({f"late{pick}": 1 + pick % 3}))
+        case "slots" if nodes:
+            world.tell(v.NodesJoined({nodes[pick % len(nodes)]: pick % 4}))
         case "raise" if world.group and world.state.phase == "running":
             cause = Cause("exception", "ValueError: x", "", f"E{pick}")
             world.tell(v.RankRaised(world.group_generation, world.group[0], world.step + 1, cause))

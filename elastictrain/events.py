@@ -280,6 +280,8 @@ class CheckpointWritten:
     sample_chain: str
     loss: float
     layout: dict[str, Any]
+    origin: str = ""
+    """URI of the checkpoint of another run that this is a copy of; "" for one that the run has made itself."""
 
 
 @dataclass(frozen=True, slots=True)

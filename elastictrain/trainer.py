@@ -39,6 +39,7 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.progress import PlainLines, ProgressListener
+from elastictrain.runtime.branch import branch, check_branch
 from elastictrain.runtime.cluster import connected, head_answers
 from elastictrain.runtime.environment import environment
 from elastictrain.runtime.estate import end_orphans
@@ -212,6 +213,7 @@ class ElasticTrainer:
         if config.model.kind != "transformer":
             build_workload(config, vocab_size)  # what is wrong with the user's model is told before a worker starts
         live.status = "starting"
+        branch(config, store, read_journal(self._home.folder), emit)
         fleet = Fleet(config, secrets.token_bytes(32), self._allotment)
         start = self._start_point(fleet, store, emit, tracker)
         live.step = start.restore.step
@@ -314,9 +316,8 @@ class ElasticTrainer:
     def _deliver_rest(self) -> str | None:
         """Deliver what MLflow could not take while the run was trained; its run id."""
         config = self.config
-        deliverer = Deliverer(
-            self._home.folder, tracking_uri(config, self._home), config.tracking.experiment, config.run.name
-        )
+        uri, tracking = tracking_uri(config, self._home), config.tracking
+        deliverer = Deliverer(self._home.folder, uri, tracking.experiment, config.run.name, tracking.parent)
         if not deliverer.is_done():
             delivery = deliverer.deliver(FLUSH_TIMEOUT_S)
             if self._progress is not None:
@@ -368,6 +369,7 @@ def check_inputs(config: TrainConfig) -> None:
         find_documents(config.data)
     check_model_folder(config)
     given_tokenizer(config)
+    check_branch(config)
 
 
 def _is_complete(events: list[Event], steps: int) -> bool:

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from elastictrain.checkpoint.shard_file import ShardStream, data_offset
@@ -31,6 +31,7 @@ from elastictrain.storage import Storage
 _ROOT = "checkpoints"
 _MANIFEST = "manifest.json"
 _SET_ASIDE = "manifest.rejected.json"
+_PIN = "pinned"
 _FOLDER = re.compile(r"step-(\d{8,})")
 _CHUNK_BYTES = 4 << 20
 _PAUSES_S = (0.2, 1.0)
@@ -225,13 +226,48 @@ class CheckpointStore:
         return ShardedSource(manifest.scalars, {n: s.index for n, s in enumerate(manifest.shards)}, read)
 
     def prune(self, keep_last: int) -> tuple[int, ...]:
-        """Delete all but the newest `keep_last` checkpoints, and unfinished ones older than the newest; their steps."""
+        """Delete all but the newest `keep_last` checkpoints and pinned ones, and unfinished ones older than the newest.
+
+        Returns their steps.
+        """
         complete = [stored.step for stored in self.list()]
         unfinished = self.steps() - set(complete)
-        removed = complete[keep_last:] + [step for step in unfinished if complete and step < complete[0]]
+        older = [step for step in complete[keep_last:] if not self._is_there(step, _PIN)]
+        removed = older + [step for step in unfinished if complete and step < complete[0]]
         for step in sorted(removed):
             self.discard(step)
         return tuple(sorted(removed))
+
+    def pin(self, step: int) -> bool:
+        """Keep this checkpoint, whatever `prune` is told, until `unpin`; whether it is there."""
+        if not self._storage.exists(f"{_folder(step)}/{_MANIFEST}"):
+            return False
+        self._storage.write_atomic(f"{_folder(step)}/{_PIN}", b"")
+        if self._storage.exists(f"{_folder(step)}/{_MANIFEST}"):
+            return True
+        self.discard(step)  # it was being deleted
+        return False
+
+    def unpin(self, step: int) -> None:
+        """Let `prune` delete it again."""
+        self._storage.delete(f"{_folder(step)}/{_PIN}")
+
+    def adopt(self, other: CheckpointStore, step: int, run: str) -> StoredCheckpoint:
+        """Copy a checkpoint of another run, verified, and make it one of this run's. Raises CheckpointError.
+
+        Costs two reads and a write of it; memory for a few MiB.
+        """
+        found = other.verify(step)
+        for shard in found.manifest.shards:
+            try:
+                with other._storage.open_input(f"{_folder(step)}/{shard.file}") as file:
+                    self._storage.write_stream(
+                        f"{_folder(step)}/{shard.file}", iter(lambda: file.read(_CHUNK_BYTES), b"")
+                    )
+            except OSError as error:
+                raise self._unwritten(step, shard.file, error) from error
+        self.commit(replace(found.manifest, run=run))
+        return self.verify(step)
 
     def discard(self, step: int) -> None:
         """Delete one checkpoint. The manifest goes first, so what is half deleted is no checkpoint any more."""

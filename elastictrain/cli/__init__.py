@@ -8,5 +8,6 @@ from elastictrain.cli.app import app, main
 from elastictrain.cli.outcome import plain_errors
 from elastictrain.cli.prepare import run_preparation
 from elastictrain.cli.train import run_training
+from elastictrain.cli.tune import run_tuning
 
-__all__ = ["app", "main", "plain_errors", "run_preparation", "run_training"]
+__all__ = ["app", "main", "plain_errors", "run_preparation", "run_training", "run_tuning"]

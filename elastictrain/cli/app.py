@@ -21,6 +21,7 @@ from elastictrain.cli.report import report
 from elastictrain.cli.status import status
 from elastictrain.cli.top import top
 from elastictrain.cli.train import train
+from elastictrain.cli.tune import tune
 from elastictrain.version import __version__
 
 
@@ -64,7 +65,7 @@ MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 
 SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (init, plan, doctor, schema),
-    "Train": (train,),
+    "Train": (train, tune),
     "Watch and look back": (status, top, runs, report, lineage),
     "Keep": (checkpoints, export),
 }

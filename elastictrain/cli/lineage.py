@@ -67,6 +67,8 @@ def _generation(generation: dict[str, Any]) -> Tree:
         steps += f", {count_text(generation['standing_steps'], 'step')} of them stand"
     begun = {"fresh": "from the beginning", "memory": "from memory", "durable": f"from checkpoint {first - 1}"}
     state = begun[generation["source"]]
+    if generation["origin"]:
+        state += f" of {generation['origin'].split('/')[-3]}"
     if generation["source"] != "fresh":
         state += f", {generation['continuation']}"
     workers = count_text(generation["world_size"], "worker")

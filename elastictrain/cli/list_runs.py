@@ -46,9 +46,9 @@ def runs(
     if as_json:
         typer.echo(dumps(rows, indent=2))
         return
-    typer.echo(_aligned(_figures(rows), left=2))
+    typer.echo(aligned(_figures(rows), left=2))
     if names and rows and rows[0]["differs"]:
-        typer.echo("\n" + _aligned(_fields(rows), left=1 + len(rows)))
+        typer.echo("\n" + aligned(_fields(rows), left=1 + len(rows)))
 
 
 def _readable(found: Iterable[StoredRun]) -> Iterator[Row | None]:
@@ -124,7 +124,7 @@ def _fields(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         yield field, *(v if len(v) <= MAX_WIDTH else f"{v[: MAX_WIDTH - 1]}…" for v in values)
 
 
-def _aligned(lines: Iterable[tuple[str, ...]], left: int) -> str:
+def aligned(lines: Iterable[tuple[str, ...]], left: int) -> str:
     """As columns, the first `left` of them to the left, the others to the right."""
     table = list(lines)
     widths = [max(map(len, column)) for column in zip(*table)]

@@ -7,7 +7,6 @@ it lives (flock on `<run>/lock`); on an object store there is no lock, and the r
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import tempfile
 from dataclasses import dataclass
@@ -50,15 +49,9 @@ class StoredRun:
         """Whether a process works on the run now."""
         if self.storage.local is None:
             return status is not None and not status.ended
-        try:
-            with (self.storage.local / "lock").open("rb") as lock:
-                # shared: other readers may ask too; let go at once: no driver can start in those microseconds
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        return False
+        from elastictrain.runtime.home import is_driven
+
+        return is_driven(self.storage.local)
 
     def events(self) -> list[Event]:
         """The whole journal."""

@@ -48,15 +48,24 @@ def apply_override(model: type[BaseModel], data: dict[str, Any], override: str) 
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{override}: the value is not valid YAML: {error}") from None
-        if isinstance(value, str) and not _takes_text(model, key):
-            value = _number(value)
+        value = as_field_value(model, key, value)
+    set_field(data, key, value, override)
+
+
+def set_field(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put the value of a field (`section.field`) into plain data; `where` names its origin in errors."""
     *parents, last = key.split(".")
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{override}: {parent} is not a section")
+            raise ConfigError(f"{where}: {parent} is not a section")
         data = child
     data[last] = value
+
+
+def as_field_value(model: type[BaseModel], key: str, value: Any) -> Any:
+    """A value from YAML as it is meant for this field: YAML 1.1 reads 1e-3 as text."""
+    return _number(value) if isinstance(value, str) and not _takes_text(model, key) else value
 
 
 def _takes_text(model: Any, key: str) -> bool:
@@ -67,7 +76,6 @@ def _takes_text(model: Any, key: str) -> bool:
 
 
 def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as a string
     return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text) else text
 
 

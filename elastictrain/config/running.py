@@ -16,6 +16,9 @@ class RunSection(Section):
     """The run's name: submitting the same name again continues the run."""
     storage: str = "runs/"
     """Folder or URI (file://, s3://, gs://) that holds everything of all runs: journal, checkpoints, data, MLflow."""
+    start_from: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}@\d+$")
+    """`RUN@STEP`: begin with that checkpoint of another run of the same storage: its weights, optimizer, step and place
+    in the data, under any layout. The model, the data and train.global_batch must be the same. None: from the start."""
 
 
 class ParallelSection(Section):
@@ -173,3 +176,5 @@ class TrackingSection(Section):
     """MLflow tracking URI; None means an embedded SQLite store beside the runs."""
     experiment: str = "elastictrain"
     """MLflow experiment."""
+    parent: str | None = Field(default=None, pattern=r"^[0-9a-f]{1,64}$")
+    """Id of the MLflow run that this one is shown under, as a sweep's trials are."""

@@ -160,7 +160,7 @@ class DurableWriter:
         return sorted(entries, key=lambda e: e.file)
 
 
-def as_written(stored: StoredCheckpoint, now: float, *, seconds: float = 0.0) -> CheckpointWritten:
+def as_written(stored: StoredCheckpoint, now: float, *, seconds: float = 0.0, origin: str = "") -> CheckpointWritten:
     """The event that tells of it; it took `seconds`, or 0 when whoever wrote it did not live to tell."""
     manifest = stored.manifest
     return CheckpointWritten(
@@ -174,4 +174,5 @@ def as_written(stored: StoredCheckpoint, now: float, *, seconds: float = 0.0) ->
         sample_chain=manifest.sample_chain,
         loss=manifest.loss,
         layout=dict(manifest.layout),
+        origin=origin,
     )

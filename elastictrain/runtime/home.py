@@ -173,6 +173,19 @@ class RunHome:
                 target.write_bytes(self.storage.read(name))
 
 
+def is_driven(run_folder: Path) -> bool:
+    """Whether a process works on the run in this folder now."""
+    try:
+        with (run_folder / "lock").open("rb") as lock:
+            # shared: other readers may ask too; let go at once: no driver can start in those microseconds
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def _told(config: TrainConfig) -> TrainConfig:
     """The config as it is written down: without the passwords in its URIs."""
     return TrainConfig.from_dict(redact_all(config.to_dict()))

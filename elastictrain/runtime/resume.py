@@ -194,8 +194,8 @@ def _durable(
     emit: Emit,
     spare: bool,
 ) -> StoredCheckpoint | None:
-    """The newest usable checkpoint of earlier attempts. Without a usable one memory will do, where there is `spare`."""
-    if len(split_attempts(earlier)) < 2:
+    """The newest usable checkpoint that there is. Without a usable one memory will do, where there is `spare`."""
+    if len(split_attempts(earlier)) < 2 and not written_checkpoints(earlier):
         return None
     try:
         return newest_usable(earlier, recorded(), store, emit)

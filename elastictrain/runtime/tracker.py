@@ -38,8 +38,8 @@ _ROUND_S = 10.0
 class Tracker:
     """Runs as a Ray actor on the driver's node, where the journal is."""
 
-    def __init__(self, folder: str, uri: str, experiment: str, run: str) -> None:
-        self._deliverer = Deliverer(Path(folder), uri, experiment, run)
+    def __init__(self, folder: str, uri: str, experiment: str, run: str, parent: str | None) -> None:
+        self._deliverer = Deliverer(Path(folder), uri, experiment, run, parent)
         self._lock = threading.Lock()
         self._last = Delivery(done=False)
         self._exporter = Exporter(Path(folder), run, self._told, ray_gauges())
@@ -135,7 +135,8 @@ def start_tracker(config: TrainConfig, home: RunHome, attempt: int) -> Any:
     """Start the tracker next to this process; Ray restarts it when it dies, and it goes on from its position."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)(Tracker)
+    uri, tracking = tracking_uri(config, home), config.tracking
     return actor.options(
         name=f"{config.run.name}/tracker-{attempt}",
         scheduling_strategy=here,
-    ).remote(str(home.folder), tracking_uri(config, home), config.tracking.experiment, config.run.name)
+    ).remote(str(home.folder), uri, tracking.experiment, config.run.name, tracking.parent)

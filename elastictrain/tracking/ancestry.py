@@ -67,6 +67,7 @@ def _generations(
             "standing_steps": standing[g.index],
             "source": g.source,
             "restored_from": _restored_from(g, family),
+            "origin": _origin(g, family),
             "continuation": g.continuation,
             "checkpoints": [_checkpoint(k, family) for k in family.members.values() if k.generation == g.index],
         }
@@ -79,6 +80,13 @@ def _restored_from(generation: GenerationStarted, family: Family) -> str | None:
     step = generation.first_step - 1
     found = (redact(k.written.uri) for k in family.members.values() if k.written.step == step)
     return next(found, None) if generation.source == "durable" else None
+
+
+def _origin(generation: GenerationStarted, family: Family) -> str | None:
+    """URI of the checkpoint of another run that this generation began with a copy of; None for all others."""
+    uri = _restored_from(generation, family)
+    found = (redact(k.written.origin) for k in family.members.values() if redact(k.written.uri) == uri)
+    return next(found, None) or None
 
 
 def _checkpoint(kin: Kin, family: Family) -> dict[str, Any]:

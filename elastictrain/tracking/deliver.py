@@ -43,9 +43,11 @@ class Delivery:
 class Deliverer:
     """Delivers one run's journal. One thread uses it; nothing is imported or connected before the first call."""
 
-    def __init__(self, run_folder: Path, uri: str, experiment: str, run_name: str) -> None:
+    def __init__(self, run_folder: Path, uri: str, experiment: str, run_name: str, parent: str | None = None) -> None:
+        """`parent` is the id of the MLflow run that this one is nested under."""
         self._folder = run_folder
         self._uri = uri
+        self._parent = parent
         self._experiment = experiment
         self._run_name = run_name
         self._record: MlflowRecord | None = None
@@ -101,7 +103,7 @@ class Deliverer:
         run_id, position = _saved(self._folder)
         if not run_id or not record.find_run(run_id):
             assert isinstance(first[0], RunStarted)
-            record.find_or_create_run(self._run_name, first[0].at)
+            record.find_or_create_run(self._run_name, first[0].at, self._parent)
             position = Position()
         self._take_up(position)
         self._record = record

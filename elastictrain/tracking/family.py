@@ -29,7 +29,7 @@ class Kin:
 
     written: CheckpointWritten
     parent: str
-    """URI of the checkpoint before it; "" where the run began afresh."""
+    """URI of the checkpoint before it, or of the one of another run that it is a copy of; "" where there is none."""
     attempt: int
     generation: int
     """The one that did its step; -1 where the events do not tell of it."""
@@ -96,7 +96,7 @@ class Family:
     def _write(self, event: CheckpointWritten) -> str:
         line = [uri for uri in self._line if uri != event.uri and self._step(uri) < event.step]
         later = [uri for uri in self._line if uri != event.uri and self._step(uri) > event.step]
-        parent = line[-1] if line else ""
+        parent = line[-1] if line else event.origin
         generation = next((index for index, first in reversed(self._generations) if first <= event.step), -1)
         self.members[event.uri] = Kin(event, parent, self._attempt, generation)
         self._line = [*line, event.uri, *later]

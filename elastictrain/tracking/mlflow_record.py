@@ -101,12 +101,13 @@ class MlflowRecord:
             self._take(run)
         return True
 
-    def find_or_create_run(self, run_name: str, started_at: float) -> None:
-        """Take up the run of this name that began at this time, or create it."""
+    def find_or_create_run(self, run_name: str, started_at: float, parent: str | None = None) -> None:
+        """Take up the run of this name that began at this time, or create it, under the run with id `parent`."""
         tags = {"elastictrain.run": run_name, "elastictrain.started_at": repr(started_at)}
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         with self._errors():
             runs = self._client.search_runs([self.experiment_id], condition, max_results=1)
+            tags |= {"mlflow.parentRunId": parent} if parent else {}
             self._take(
                 runs[0]
                 if runs

@@ -170,16 +170,18 @@ class Product:
         """run.storage of all runs."""
         return self.folder / "storage"
 
-    def begin(self, name: str, *overrides: str, storage: Path | None = None) -> Running:
-        """Start `elastictrain train`."""
+    def begin(
+        self, name: str, *overrides: str, storage: Path | None = None, command: tuple[str, ...] = ("train",)
+    ) -> Running:
+        """Start `elastictrain train`, or another command that takes a config."""
         storage = storage or self.storage
         config = self.folder / "tiny.json"
         config.write_text(json.dumps(TINY))
         mark = uuid.uuid4().hex
         number = len(self._begun)
         out, err = self.folder / f"{number}-{name}.out", self.folder / f"{number}-{name}.err"
-        command = [PROGRAM, "train", str(config), f"run.name={name}", f"run.storage={storage}", *overrides]
-        command += [f"cluster.address={self.address}"]
+        line = [PROGRAM, *command, str(config), f"run.name={name}", f"run.storage={storage}", *overrides]
+        line += [f"cluster.address={self.address}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", MARK: mark}
         if self.passing:
             del environment["RAY_AUTH_MODE"]  # an embedded cluster has a token of its own
@@ -187,12 +189,16 @@ class Product:
             environment["TMPDIR"] = self.passing
         with out.open("wb") as out_file, err.open("wb") as err_file:
             process = subprocess.Popen(
-                command, stdout=out_file, stderr=err_file, env=environment, start_new_session=True, cwd=self.folder
+                line, stdout=out_file, stderr=err_file, env=environment, start_new_session=True, cwd=self.folder
             )
         stored = StoredRun(name, Storage.open(str(storage)).run(name))
         running = Running(name, process, stored, out, err, mark)
         self._begun.append(running)
         return running
+
+    def know(self, running: Running) -> None:
+        """Look after a driver that a test has started itself."""
+        self._begun.append(running)
 
     def train(self, name: str, *overrides: str, storage: Path | None = None) -> Finished:
         """`elastictrain train` to its end."""

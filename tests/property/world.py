@@ -170,8 +170,10 @@ moves = st.lists(
         st.tuples(st.sampled_from(["settle", "warm", "train", "train", "tick"]), st.just(0)),
         st.tuples(
             st.sampled_from(
-                ["kill", "lose", "keeper", "join", "slots", "raise", "broken", "formfail", "corrupt", "stale", "leave"]
-                + ["drain"]
+                [
+                    *("kill", "lose", "keeper", "join", "slots", "raise"),
+                    *("broken", "formfail", "corrupt", "stale", "leave", "drain"),
+                ]
             ),
             st.integers(0, 9),
         ),

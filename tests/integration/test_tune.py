@@ -1,0 +1,126 @@
+"""Sweeps: trials are elastic runs that share a budget, and whatever is killed goes on.
+
+About 50 s on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import ray
+from product import MARK, TINY, Product, Running, check_story, eventually_none, marked, mlflow_run
+
+from elastictrain.cli.runs import StoredRun
+from elastictrain.events import CheckpointWritten, GenerationStarted
+from elastictrain.storage import Storage
+from elastictrain.sweep import trial
+
+PBT = """
+name: pbt
+trials: 2
+workers: 2
+search: grid
+scheduler: pbt
+report_every: 20
+grace_steps: 40
+space:
+  train.learning_rate: {choice: [1.0e-6, 3.0e-3]}
+"""
+
+
+def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> None:
+    """A budget's other trials begin and end: here a file says so."""
+    config = TINY | {
+        "run": {"name": "allotted", "storage": str(product.storage)},
+        "elastic": {"min_workers": 1, "max_workers": 4, "standby": 0},
+        "cluster": {"address": product.address},
+        "train": TINY["train"] | {"steps": 100_000},
+    }
+    slots, order = product.folder / "allotted.slots", product.folder / "allotted.json"
+    order.write_text(json.dumps({"config": config, "slots": str(slots)}))
+
+    def allot(*numbers: int) -> None:
+        new = slots.with_suffix(".new")
+        new.write_text(json.dumps(dict(zip(nodes, numbers))))
+        new.replace(slots)
+
+    stored = StoredRun("allotted", Storage.open(str(product.storage)).run("allotted"))
+    ray.init(product.address, logging_level="error", log_to_driver=False)
+    try:
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        allot(1)
+        out, err, mark = product.folder / "allotted.out", product.folder / "allotted.err", "allotted"
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", trial.__name__, str(order)],
+                stdin=subprocess.PIPE, stdout=out_file, stderr=err_file,
+                env=os.environ | {"OMP_NUM_THREADS": "1", MARK: mark},
+            )  # fmt: skip
+        running = Running("allotted", process, stored, out, err, mark)
+        product.know(running)
+        assert running.until_running(0, step=5).world_size == 1
+        allot(1, 1)
+        assert running.until_running(1, step=10).world_size == 2
+        allot(0, 1)
+        assert running.until_running(2, step=15).world_size == 1
+        free = {node: ray.state.available_resources_per_node()[node].get("CPU", 0) for node in nodes}
+        assert list(free.values()) == [2, 1], "what was given up is there for others"
+        assert process.stdin is not None
+        process.stdin.close()  # its starter is gone
+        assert running.end().code == trial.STOPPED
+    finally:
+        ray.shutdown()
+    report = product.report("allotted")
+    causes = [generation["cause"] for generation in report["generations"]]
+    assert causes[2] == "workers are given up to others", causes
+    assert (report["lost_steps"], report["failures"]) == (0, [])
+
+
+def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: Product) -> None:
+    space = product.folder / "pbt.yaml"
+    space.write_text(PBT)
+    options = ("elastic.min_workers=1", "train.steps=500", "checkpoint.keep_last=2")
+    sweep = product.begin("ignored", *options, command=("tune", "--space", str(space)))
+    storage = Storage.open(str(product.storage))
+    leg = StoredRun("pbt-1.2", storage.run("pbt-1.2"))
+
+    def trained() -> int:
+        return int(leg.storage.exists("status.json") and (s := leg.status()) and s.status == "running" and s.step)
+
+    at = sweep.until("the worse trial goes on from the better one", trained)
+    status = leg.status()
+    assert status is not None
+    psutil.Process(status.workers[0].pid).kill()
+    sweep.until("it goes on without the worker that was killed", lambda: trained() > at)
+    sweep.process.kill()
+    sweep.process.wait()
+    record = product.storage / "_sweeps" / "pbt" / "sweep.json"
+    assert {t["state"] for t in json.loads(record.read_bytes())["trials"]} == {"running"}
+
+    resumed = product.begin("ignored", *options, command=("tune", "--space", str(space)))
+    ended = resumed.end()
+    assert ended.code == 0, ended.out + ended.err
+    assert "step 500" in ended.out
+    first = next(t for t in json.loads(record.read_bytes())["trials"] if t["number"] == 1)
+    assert [step["run"] for step in first["legs"]][:2] == ["pbt-1", "pbt-1.2"]
+    assert {t["state"] for t in json.loads(record.read_bytes())["trials"]} == {"complete"}
+    [start, *_] = [e for e in leg.events() if isinstance(e, CheckpointWritten)]
+    donor, _, step = first["legs"][1]["start_from"].partition("@")
+    assert start.origin.endswith(f"/{donor}/checkpoints/step-{int(step):08d}")
+    generations = [e for e in leg.events() if isinstance(e, GenerationStarted)]
+    assert (generations[0].source, generations[0].first_step) == ("durable", int(step) + 1)
+    assert f"from checkpoint {step} of {donor}" in product.ask("lineage", "pbt-1.2").out
+
+    client, parent = mlflow_run(product.storage, "pbt")
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {"pbt-1", "pbt-1.2", "pbt-2"} <= {run.info.run_name for run in nested}
+    assert parent.info.status == "FINISHED"
+    assert (product.storage / "_sweeps" / "pbt" / "sweep.svg").read_text().startswith("<svg ")
+    again = product.begin("ignored", *options, command=("tune", "--space", str(space))).end()
+    assert again.code == 0
+    assert "starts" not in again.out, "there is nothing left to do"

@@ -1,0 +1,57 @@
+"""How a sweep divides its workers: within the budget, legal, even, with nothing left over and nobody moved about."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastictrain.sweep.share import seat, share
+
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True).map(sorted)
+TRIALS = st.dictionaries(st.sampled_from("abcdef"), SIZES, max_size=6)
+NODES = st.dictionaries(st.sampled_from(["n1", "n2", "n3", "n4"]), st.integers(0, 6), max_size=4)
+
+
+@given(st.integers(0, 24), TRIALS)
+def test_the_budget_is_used_up_evenly(budget: int, sizes: dict[str, list[int]]) -> None:
+    shares = share(budget, sizes)
+    left = budget - sum(shares.values())
+    assert left >= 0
+    assert list(shares) == list(sizes)
+    for trial, number in shares.items():
+        legal = sizes[trial]
+        assert number in (0, *legal)
+        larger = [n for n in legal if n > number]
+        assert not number or not larger or larger[0] - number > left, "what is left is of no use to anybody"
+        assert number or legal[0] > left
+        for other, own in shares.items():
+            smaller = [n for n in sizes[other] if n < own]
+            if number and smaller and larger:
+                assert smaller[-1] <= number or larger[0] - number > left, "nobody was raised before one with less"
+
+
+@given(st.integers(1, 12), st.lists(st.sampled_from("abcdef"), unique=True, min_size=1, max_size=6))
+def test_trials_alike_get_alike(budget: int, names: list[str]) -> None:
+    shares = share(budget, {name: range(1, 13) for name in names})
+    some = [number for number in shares.values() if number]
+    assert sum(some) == budget
+    assert max(some) - min(some) <= 1
+    assert [bool(number) for number in shares.values()] == sorted(map(bool, shares.values()), reverse=True)
+
+
+@given(TRIALS, NODES, st.data())
+def test_a_change_moves_no_more_workers_than_it_must(
+    sizes: dict[str, list[int]], slots: dict[str, int], data: st.DataObject
+) -> None:
+    room = sum(slots.values())
+    held = seat(share(room, sizes), slots, {})
+    budget = data.draw(st.integers(0, room))
+    others = {trial: legal for trial, legal in sizes.items() if data.draw(st.booleans())}
+    shares = share(budget, others)
+    seats = seat(shares, slots, held)
+    assert {trial: sum(nodes.values()) for trial, nodes in seats.items()} == shares
+    for node, count in slots.items():
+        assert sum(nodes.get(node, 0) for nodes in seats.values()) <= count
+    for trial, nodes in seats.items():
+        stay = sum(min(count, held[trial].get(node, 0)) for node, count in nodes.items())
+        assert stay == min(shares[trial], sum(held[trial].values())), "who keeps its number stays where it is"

@@ -84,6 +84,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             return f"{_step(event.first_step)}recovered{took} from {event.source}, {lost}, {event.continuation}"
         case CheckpointWritten():
             size = bytes_text(event.num_bytes)
+            if event.origin:
+                return f"{_step(event.step)}begins with a copy of {event.origin}, {size}"
             return f"{_step(event.step)}checkpoint written in {seconds_text(event.seconds)}, {size}"
         case CheckpointFailed():
             return f"{_step(event.step)}checkpoint not written: {event.problem}"

@@ -7,6 +7,7 @@ checkpoint of another (scheduler pbt), the trial begins a new leg from it; its o
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class TrialActor(Trainable):  # type: ignore[misc]  # Ray has no types
 
     def setup(self, config: dict[str, Any]) -> None:
         """Nothing starts before the first step: a checkpoint may be given first."""
+        logging.getLogger("ray.tune").setLevel(logging.WARNING)
         self._scratch = Path(config["scratch"])
         self._orders = Orders.read(self._scratch)
         self._values = config["trial"]["values"]
@@ -36,9 +38,8 @@ class TrialActor(Trainable):  # type: ignore[misc]  # Ray has no types
         return self._leg.next_report()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Name the newest durable checkpoint, and keep it."""
-        assert self._leg is not None
-        told = {"trial": self._name, "checkpoint": self._leg.pin()}
+        """Name the newest durable checkpoint."""
+        told = {"trial": self._name, "checkpoint": self._leg.newest_checkpoint() if self._leg else None}
         Path(checkpoint_dir, CHECKPOINT).write_text(json.dumps(told))
 
     def load_checkpoint(self, checkpoint: str) -> None:

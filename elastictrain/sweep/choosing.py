@@ -39,8 +39,8 @@ def search_of(record: SweepRecord) -> Searcher | None:
     return Suggestions(record) if record.sweep.search == "optuna" else None
 
 
-def scheduler_of(record: SweepRecord, steps: int) -> Any:
-    """What stops trials, or has them exploit each other."""
+def scheduler_of(record: SweepRecord, steps: int, at_a_time: int) -> Any:
+    """What stops trials, or has them exploit each other; so many can train at a time."""
     sweep = record.sweep
     common = {"time_attr": TIME, "metric": sweep.metric, "mode": sweep.mode}
     match sweep.scheduler:
@@ -55,7 +55,8 @@ def scheduler_of(record: SweepRecord, steps: int) -> Any:
             return asha
         case "pbt":
             random.seed(sweep.seed)
-            return PopulationBasedTraining(
+            return Population(
+                all_at_once=at_a_time >= len(record.unfinished()),
                 **common,
                 perturbation_interval=sweep.steps_of_grace(steps),
                 hyperparam_mutations={"trial": {"values": {k: _mutation(d) for k, d in sweep.space.items()}}},
@@ -64,6 +65,19 @@ def scheduler_of(record: SweepRecord, steps: int) -> Any:
                 log_config=False,
             )
     return FIFOScheduler()
+
+
+class Population(PopulationBasedTraining):  # type: ignore[misc]  # Ray has no types
+    """Tune's, but for this: where all trials train at once, none is paused for one that is just changing its leg."""
+
+    def __init__(self, *, all_at_once: bool, **options: Any) -> None:
+        self._all_at_once = all_at_once
+        super().__init__(**options)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What to do with the trial."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if decision == self.PAUSE and self._all_at_once else decision
 
 
 class Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types

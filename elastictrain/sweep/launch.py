@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from elastictrain.checkpoint.of_run import checkpoints_of
+from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError
 from elastictrain.events import CheckpointWritten, Evaluated, Event, GenerationStarted, StepCommitted
@@ -65,25 +66,30 @@ class LegRun:
     def __init__(
         self, scratch: Path, orders: Orders, name: str, values: dict[str, Any], start_from: str | None
     ) -> None:
-        """`start_from`: another trial's checkpoint to begin a new leg from; None to go on, or begin afresh."""
+        """`start_from`: another trial's checkpoint to begin a new leg from; None to go on, or begin afresh.
+
+        Where that run has removed it meanwhile, its newest one serves.
+        """
         self._sweep = Sweep.model_validate(orders.sweep)
         self._stop = scratch / STOP_FILE
         base = TrainConfig.from_dict(orders.config)
         legs = _legs(base, name)
         newest = _begun_with(base, legs[-1]) if legs else None
+        self._held: tuple[CheckpointStore, int] | None = None
         if newest is not None and (start_from is None or newest.run.start_from == start_from):
             leg, start_from = legs[-1], newest.run.start_from
             values = {key: _value(newest, key) for key in self._sweep.space}
         else:
             leg = name if not legs else f"{name}.{len(legs) + 1}"
+            start_from = self._hold(base, start_from) if start_from else None
         self.values, self.start_from = values, start_from
+        self._first_step = int(start_from.rpartition("@")[2]) if start_from else 0
         self.config = self._config(orders, base, leg)
         self.home = RunHome(self.config)
         self._every = self._sweep.steps_between_reports(self.config.train.steps)
         self._position, self._window = Position(), dict[int, StepCommitted]()
         self._evaluated: Evaluated | None = None
         self._written: CheckpointWritten | None = None
-        self._pinned: int | None = None
         self._workers = 0
         self._read()
         self._reported = self.step
@@ -122,7 +128,7 @@ class LegRun:
     @property
     def step(self) -> int:
         """The last that is on record."""
-        return max(self._window, default=0)
+        return max(self._window, default=self._first_step)
 
     def next_report(self) -> dict[str, Any]:
         """Wait until there is something to report.
@@ -132,6 +138,8 @@ class LegRun:
         while True:
             code = self._process.poll()
             self._read()
+            if self._written is not None or code is not None:
+                self._let_go()
             if code is not None:
                 return self._last_report(code)
             due = self.step // self._every * self._every
@@ -144,24 +152,33 @@ class LegRun:
                 return self._report(self.step, "running") | {"done": True, "cut_off": True}
             time.sleep(LOOK_EVERY_S)
 
-    def pin(self) -> str:
-        """The newest durable checkpoint, as run.start_from names it; it is kept until the next is pinned."""
-        store, deadline = checkpoints_of(self.config), time.monotonic() + END_TIMEOUT_S
-        while time.monotonic() < deadline:
-            over = self._process.poll() is not None
-            self._read()
-            if self._written is not None and store.pin(self._written.step):
-                before, self._pinned = self._pinned, self._written.step
-                if before is not None and before != self._pinned:
-                    store.unpin(before)
-                return f"{self.config.run.name}@{self._written.step}"
-            if over:
-                break
+    def newest_checkpoint(self) -> str | None:
+        """The newest durable one, as run.start_from names it; waits for the first. None where there will be none."""
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while self._written is None and self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)
-        raise InfrastructureError(f"run {self.config.run.name} has no checkpoint that others could begin from")
+            self._read()
+        return f"{self.config.run.name}@{self._written.step}" if self._written is not None else None
+
+    def _hold(self, base: TrainConfig, start_from: str) -> str:
+        """Keep the checkpoint, or the newest of its run, from being removed before the leg has a copy."""
+        run, _, step = start_from.rpartition("@")
+        store = checkpoints_of(base.model_copy(update={"run": base.run.model_copy(update={"name": run})}))
+        for wanted in (int(step), *(found.step for found in store.list())):
+            if store.pin(wanted):
+                self._held = store, wanted
+                return f"{run}@{wanted}"
+        raise InfrastructureError(f"run {run} has no checkpoint to begin from any more")
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            store, step = self._held
+            store.unpin(step)
+            self._held = None
 
     def stop(self) -> None:
         """Stop it cleanly, the last state made durable."""
+        self._let_go()
         self._process.terminate()
         if self._process.stdin is not None:
             self._process.stdin.close()

@@ -119,6 +119,7 @@ def _tuner(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path,
     here = ray.get_runtime_context().get_node_id()
     address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
     at_a_time = max(budget // sizes_of(config)[0], 1)
+    at_a_time = min(sweep.concurrent or at_a_time, at_a_time)
     search = search_of(record)
     trials = {} if search is not None else {"trial": tune.grid_search(values_of(record))}
     return tune.Tuner(
@@ -126,9 +127,9 @@ def _tuner(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path,
         param_space={**trials, "scratch": str(scratch)},
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler_of(record, steps),
+            scheduler=scheduler_of(record, steps, at_a_time),
             num_samples=1 if search is None else -1,
-            max_concurrent_trials=min(sweep.concurrent or at_a_time, at_a_time),
+            max_concurrent_trials=at_a_time,
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from safetensors import safe_open
 
+from elastictrain.checkpoint.signature import Signer
 from elastictrain.checkpoint.store import CheckpointStore, Incomplete, StoredCheckpoint
 from elastictrain.errors import CheckpointError
 from elastictrain.state.manifest import Manifest
@@ -296,6 +297,36 @@ def test_prune_keeps_the_newest_and_what_is_being_written(store: CheckpointStore
     assert not folder(storage, 4).exists()
 
 
+def test_a_pinned_one_is_kept_until_it_is_let_go(store: CheckpointStore, state) -> None:
+    for step in (1, 2, 3):
+        write(store, state, step)
+    assert store.pin(1)
+    assert not store.pin(7)
+    assert store.prune(1) == (2,)
+    assert store.verify(1).step == 1
+    store.unpin(1)
+    assert store.prune(1) == (1,)
+    assert store.steps() == {3}
+
+
+def test_a_copy_of_another_run_is_the_run_s_own(tmp_path: Path, store: CheckpointStore, state) -> None:
+    found = write(store, state, 5, world_size=3)
+    key = bytes(range(32))
+    other = CheckpointStore(Storage.open(str(tmp_path)).run("other"), Signer("other", (key,)))
+    copy = other.adopt(store, 5, "other")
+    assert (copy.manifest.run, copy.signature) == ("other", "valid")
+    assert copy.manifest.shards == found.manifest.shards
+    assert state.equals(state.read_from(other.open(5)))
+    store.discard(5)
+    assert other.verify(5, copy.sha256).step == 5
+    write(store, state, 6)
+    shard = next(folder(Storage.open(str(tmp_path)).run("demo"), 6).glob("*.safetensors"))
+    flip(shard)
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        other.adopt(store, 6, "other")
+    assert other.steps() == {5}
+
+
 def test_the_same_step_may_be_written_again(store: CheckpointStore, state) -> None:
     write(store, state, 1, world_size=2)
     write(store, state, 1, world_size=3)
@@ -339,6 +370,7 @@ def test_a_full_disk_leaves_no_partial_file(tiny_disk: Path) -> None:
 
 LIMITED = """
 import resource, sys
+from elastictrain.checkpoint.signature import Signer
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.errors import CheckpointError
 from elastictrain.state.tensors import Fragment, ShardIndex

@@ -23,7 +23,7 @@ class TrialActor(Trainable):  # type: ignore[misc]  # Ray has no types
 
     def setup(self, config: dict[str, Any]) -> None:
         """Nothing starts before the first step: a checkpoint may be given first."""
-        logging.getLogger("ray.tune").setLevel(logging.WARNING)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # Tune tells of each checkpoint
         self._scratch = Path(config["scratch"])
         self._orders = Orders.read(self._scratch)
         self._values = config["trial"]["values"]

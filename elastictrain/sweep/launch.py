@@ -76,7 +76,9 @@ class LegRun:
         legs = _legs(base, name)
         newest = _begun_with(base, legs[-1]) if legs else None
         self._held: tuple[CheckpointStore, int] | None = None
-        if newest is not None and (start_from is None or newest.run.start_from == start_from):
+        asked, before = json.dumps([start_from, values]), scratch / f"{name}.asked"
+        again = before.exists() and before.read_text() == asked  # Tune tries what failed again
+        if newest is not None and (start_from is None or again):
             leg, start_from = legs[-1], newest.run.start_from
             values = {key: _value(newest, key) for key in self._sweep.space}
         else:
@@ -94,6 +96,7 @@ class LegRun:
         self._read()
         self._reported = self.step
         self._process = self._begin(scratch, orders, name)
+        before.write_text(asked)
 
     def _config(self, orders: Orders, base: TrainConfig, leg: str) -> TrainConfig:
         data = config_of(base, self.values, self._sweep.name).to_dict()
@@ -179,9 +182,8 @@ class LegRun:
     def stop(self) -> None:
         """Stop it cleanly, the last state made durable."""
         self._let_go()
-        self._process.terminate()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         try:
             self._process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def _tuner(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path,
     from elastictrain.sweep.watch import StopWhen, Watch
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `Watch`
+    warnings.filterwarnings("ignore", category=UserWarning, module="ray.tune")  # advice on actors that do the training
     sweep, steps = record.sweep, config.train.steps
     here = ray.get_runtime_context().get_node_id()
     address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)

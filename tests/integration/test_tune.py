@@ -99,7 +99,7 @@ def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: 
     sweep.process.kill()
     sweep.process.wait()
     record = product.storage / "_sweeps" / "pbt" / "sweep.json"
-    assert {t["state"] for t in json.loads(record.read_bytes())["trials"]} == {"running"}
+    assert json.loads(record.read_bytes())["trials"][0]["state"] == "running"
 
     resumed = product.begin("ignored", *options, command=("tune", "--space", str(space)))
     ended = resumed.end()

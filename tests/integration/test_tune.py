@@ -83,7 +83,7 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
 def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: Product) -> None:
     space = product.folder / "pbt.yaml"
     space.write_text(PBT)
-    options = ("elastic.min_workers=1", "train.steps=600", "checkpoint.keep_last=2")
+    options = ("elastic.min_workers=1", "train.steps=500", "checkpoint.keep_last=2")
     sweep = product.begin("ignored", *options, command=("tune", "--space", str(space)))
     storage = Storage.open(str(product.storage))
     leg = StoredRun("pbt-1.2", storage.run("pbt-1.2"))
@@ -104,7 +104,7 @@ def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: 
     resumed = product.begin("ignored", *options, command=("tune", "--space", str(space)))
     ended = resumed.end()
     assert ended.code == 0, ended.out + ended.err
-    assert "step 600" in ended.out
+    assert "step 500" in ended.out
     trials = json.loads(record.read_bytes())["trials"]
     assert [t["state"] for t in trials] == ["complete", "complete"], ended.out
     first = trials[0]

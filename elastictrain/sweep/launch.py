@@ -81,6 +81,7 @@ class LegRun:
         if newest is not None and (start_from is None or again):
             leg, start_from = legs[-1], newest.run.start_from
             values = {key: _value(newest, key) for key in self._sweep.space}
+            self._sweep.check_values(values, f"{leg}/config.json")
         else:
             leg = name if not legs else f"{name}.{len(legs) + 1}"
             start_from = self._hold(base, start_from) if start_from else None
@@ -239,7 +240,9 @@ class LegRun:
         if told and (seconds := told[-1].finished_at - told[0].begun_at) > 0:
             metrics["perf/tokens_per_s"] = sum(e.num_tokens for e in told) / seconds
         if self._evaluated is not None:
-            metrics |= {"eval/loss": self._evaluated.loss, "eval/bits_per_byte": self._evaluated.bits_per_byte}
+            metrics["eval/loss"] = self._evaluated.loss
+            if self._evaluated.bits_per_byte is not None:
+                metrics["eval/bits_per_byte"] = self._evaluated.bits_per_byte
         return metrics
 
 

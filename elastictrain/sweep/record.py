@@ -170,6 +170,8 @@ class SweepRecord:
                 f"sweep {self.sweep.name!r} in {self.storage.uri} can't go on with this: {words}. Put the old value "
                 "back, or give the space file another name to begin a new sweep."
             )
+        for trial in trials:
+            self.sweep.check_values(trial.values, f"{where}: trial {trial.number}")
         self.trials = {trial.number: trial for trial in trials}
 
 

@@ -59,12 +59,17 @@ class Shares:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         demand = demand_of(self._config, nodes)
         slots = {node["NodeID"]: slots_of(node, demand) for node in nodes}
-        shares = share(min(self._budget, sum(slots.values())), {name: self._sizes[name] for name in self._seen})
+        shares = share(min(self._budget, sum(slots.values())), {n: self._wanted(n, n in live) for n in self._seen})
         seats = seat(shares, slots, self._seats)
         before, self._seats = self._seats, seats
         for name in (name for name in seats if seats[name] != before.get(name)):
             self._write(name, seats[name])
-        return shares if seats != before else {}
+        return {name: shares[name] for name in live} if seats != before else {}
+
+    def _wanted(self, name: str, is_live: bool) -> tuple[int, ...]:
+        """The numbers of workers that a trial may be given; who is gone is given no more than it had."""
+        had = sum(self._seats.get(name, {}).values())
+        return tuple(n for n in self._sizes[name] if is_live or n <= had)
 
     def _write(self, name: str, slots: Mapping[str, int]) -> None:
         path = self._scratch / f"{name}.slots"

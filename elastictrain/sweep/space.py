@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from elastictrain.config import TrainConfig
 from elastictrain.config.reading import as_field_value, explain, read_yaml, refuse_unknown, set_field
 from elastictrain.config.section import Section
-from elastictrain.errors import ConfigError
+from elastictrain.errors import ConfigError, DataError
 
 Values = Mapping[str, Any]
 """Of a trial, by field: {"train.learning_rate": 1e-3}."""
@@ -34,8 +34,11 @@ AT_THE_END = frozenset({"eval/loss", "eval/bits_per_byte"})
 """Metrics of the finished model only."""
 _MOST = frozenset({"perf/tokens_per_s"})
 """Metrics of which more is better."""
-_FIXED = ("run.", "cluster.", "elastic.", "snapshot.", "checkpoint.", "tracking.", "faults", "train.steps")
-"""Fields that are the same in all trials."""
+_FIXED = (
+    *("run.", "cluster.", "elastic.", "snapshot.", "checkpoint.", "tracking.", "faults", "train.steps"),
+    *("model.workload", "data.samples"),
+)
+"""Fields that are the same in all trials; those that name code among them, for none is taken from the storage."""
 OPTIMISER = frozenset(
     f"train.{name}"
     for name in (
@@ -80,6 +83,13 @@ class Domain(Section):
         """The first and the last value."""
         values = getattr(self, self.kind)
         return values[0], values[-1]
+
+    def has(self, value: Any) -> bool:
+        """Whether it is one of the values."""
+        if self.choice:
+            return value in self.choice
+        low, high = self.ends
+        return isinstance(value, int | float) and bool(low <= value <= high)
 
     @property
     def samples(self) -> tuple[Any, ...]:
@@ -171,6 +181,12 @@ class Sweep(Section):
         for key, domain in self.space.items():
             for value in domain.samples:
                 config_of(config, {key: value}, f"{where}: space.{key}")
+
+    def check_values(self, values: Values, where: str) -> None:
+        """Raise DataError where these, read from the storage, are none of the space."""
+        for key, domain in self.space.items():
+            if not domain.has(values.get(key)):
+                raise DataError(f"{where} has {key} {values.get(key)!r}, which is not in the sweep's space")
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Each combination of the choices, as many as `trials` says."""

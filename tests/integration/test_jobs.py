@@ -132,8 +132,8 @@ def test_from_a_corpus_to_a_fine_tuned_model(jobs: Jobs) -> None:
 
 
 def test_a_sweep(jobs: Jobs) -> None:
-    space = ("--space", "jobs/tune_llm.yaml", "train.steps=20", "train.global_batch=8")
-    swept = jobs.submit("tune_llm.py", *TINY, *space)
+    space = ("--space", "jobs/tune_llm.yaml")
+    swept = jobs.submit("tune_llm.py", *space, *TINY, "train.steps=20", "train.global_batch=8")
     assert swept.code == 0, swept.out + swept.err
     assert "tiny-sweep-2 starts: train.learning_rate" in swept.out
     sweep = json.loads((jobs.folder / "runs" / "_sweeps" / "tiny-sweep" / "sweep.json").read_bytes())

@@ -78,6 +78,13 @@ def test_a_damaged_one_is_named(tmp_path: Path, record: SweepRecord, content: by
         SweepRecord(SWEEP, config(tmp_path))
 
 
+def test_values_from_the_storage_are_those_of_the_space(tmp_path: Path, record: SweepRecord) -> None:
+    record.trials[2].values = {"train.learning_rate": 1e9}
+    record.write()
+    with pytest.raises(DataError, match=r"trial 2 has train\.learning_rate 1000000000\.0, which is not in the sweep's"):
+        SweepRecord(SWEEP, config(tmp_path))
+
+
 def test_a_score_that_is_no_number_is_none(record: SweepRecord) -> None:
     trial = Trial(7, {})
     trial.take(report("lr-7", 10, float("nan")), "train/loss")

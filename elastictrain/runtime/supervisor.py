@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import ray
 
@@ -99,7 +100,9 @@ class Supervisor:
         policy = policy_of(self._config, start.micro_batch, self._fleet.on_gpus)
         trusted = start.remembered.trusted if start.remembered else None
         cause = "resume" if start.restore.step else "start"
-        return begin(policy, start.restore.point, start.generation, cause, time.time(), trusted)
+        state = begin(policy, start.restore.point, start.generation, cause, time.time(), trusted)
+        # by rule there is room for less than the config asks for, most of the time
+        return state if self._fleet.allotment() is None else replace(state, warned=frozenset({"room"}))
 
     # -------------------------------------------------------------------------------------------------------- loop
 

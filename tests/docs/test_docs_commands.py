@@ -166,6 +166,7 @@ RULES: list[tuple[str, How]] = [
     (r"elastictrain (top|runs|status|schema)( quickstart)?( --json)?", as_written),
     (r"elastictrain doctor", nothing("it tells of this machine; tests/cli/test_cli_doctor.py")),
     (r"elastictrain tune .*", nothing("it has integration tests of its own")),
+    (r"elastictrain lineage tiny-sweep-1", nothing("beside a sweep; tests/integration/test_tune.py")),
     (r"elastictrain export digits --to \S+", fresh_weights),
     (r"elastictrain export finetuned --to \S+", nothing("tests/integration/test_jobs.py")),
     (

@@ -78,6 +78,7 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
     causes = [generation["cause"] for generation in report["generations"]]
     assert causes[2] == "workers are given up to others", causes
     assert (report["lost_steps"], report["failures"]) == (0, [])
+    assert not [warning for warning in report["warnings"] if warning["topic"] == "room"]
 
 
 def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: Product) -> None:

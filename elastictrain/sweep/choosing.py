@@ -16,7 +16,6 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from elastictrain.errors import ConfigError
 from elastictrain.sweep.record import FINAL, SweepRecord, Trial
 from elastictrain.sweep.space import Domain, Sweep
 
@@ -84,18 +83,15 @@ class Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
     """Optuna's, through Ray Tune, after the trials that are under way."""
 
     def __init__(self, record: SweepRecord) -> None:
-        try:
-            from ray.tune.search.optuna import OptunaSearch
+        from ray.tune.search.optuna import OptunaSearch
 
-            self._record, sweep = record, record.sweep
-            known = record.trials.values()
-            self._waiting, self._asked = record.unfinished(), set[str]()
-            self._trials: dict[str, Trial] = {}
-            space = {key: domain_of(domain) for key, domain in sweep.space.items()}
-            seed = sweep.seed + len(known)  # the same again would suggest the same again
-            self._optuna = OptunaSearch(space, metric=sweep.metric, mode=sweep.mode, seed=seed)
-        except (ImportError, AssertionError):
-            raise ConfigError("search optuna needs optuna: pip install 'elastictrain[tune]'") from None
+        self._record, sweep = record, record.sweep
+        known = record.trials.values()
+        self._waiting, self._asked = record.unfinished(), set[str]()
+        self._trials: dict[str, Trial] = {}
+        space = {key: domain_of(domain) for key, domain in sweep.space.items()}
+        seed = sweep.seed + len(known)  # the same again would suggest the same again
+        self._optuna = OptunaSearch(space, metric=sweep.metric, mode=sweep.mode, seed=seed)
         for trial in known:
             if trial.state in FINAL and trial.score is not None:
                 self._optuna.add_evaluated_point(trial.values, trial.score)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run_sweep(sweep: Sweep, config: TrainConfig, tell: Tell) -> SweepRecord:
 
     Raises what ElasticTrainer.fit raises before a run begins, and RunConflictError where another process runs it.
     """
+    _check_installed(sweep)
     config = settled(config)
     check_inputs(config)
     budget, sizes = sweep.workers or config.elastic.max_workers, sizes_of(config)
@@ -71,6 +73,13 @@ def run_sweep(sweep: Sweep, config: TrainConfig, tell: Tell) -> SweepRecord:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return record
+
+
+def _check_installed(sweep: Sweep) -> None:
+    needed = ("pandas", "tensorboardX", *(("optuna",) if sweep.search == "optuna" else ()))
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"a sweep needs {', '.join(missing)}: pip install 'elastictrain[tune]'")
 
 
 def _run(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path, tell: Tell) -> None:

@@ -23,16 +23,21 @@ from elastictrain.errors import InfrastructureError
 from elastictrain.events import CheckpointWritten, Evaluated, Event, GenerationStarted, StepCommitted
 from elastictrain.runtime.home import RunHome, is_driven
 from elastictrain.storage import Storage
-from elastictrain.sweep import trial
 from elastictrain.sweep.space import Sweep, config_of
 from elastictrain.tracking.journal import Position, tail
 
 LOOK_EVERY_S = 0.1
 STOP_FILE = "stop"
 """In the sweep's passing folder: when it is there, the sweep stops."""
+TRIAL = f"{__package__}.trial"
+"""What such a process runs; not imported here, for it brings torch."""
+STOPPED = 130
+"""Its exit status when it was told to stop."""
+ERROR = "error: "
+"""How its last line begins when it ends with an error."""
 END_TIMEOUT_S = 120.0
 """The last state of a run that is stopped is written first."""
-RETRIED = frozenset({trial.STOPPED, InfrastructureError.exit_code})
+RETRIED = frozenset({STOPPED, InfrastructureError.exit_code})
 """Exit statuses after which the same run may well go on; others are the fault of the trial's code or values."""
 
 
@@ -120,7 +125,7 @@ class LegRun:
         self._log = scratch / f"{leg}.log"
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", trial.__name__, str(order)],
+                [sys.executable, "-m", TRIAL, str(order)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -225,8 +230,8 @@ class LegRun:
         if code == 0:
             return self._report(self.step, "complete") | {"done": True}
         said = self._log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        told = next((line for line in reversed(said) if line.startswith(trial.ERROR)), said[-1])
-        problem = f"exit status {code}: {told.removeprefix(trial.ERROR)}"
+        told = next((line for line in reversed(said) if line.startswith(ERROR)), said[-1])
+        problem = f"exit status {code}: {told.removeprefix(ERROR)}"
         if code < 0 or code in RETRIED:
             raise InfrastructureError(f"the process of run {self.config.run.name} is gone, {problem}")
         return self._report(self.step, "failed", problem) | {"done": True}

@@ -18,12 +18,9 @@ from pathlib import Path
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ElasticTrainError
 from elastictrain.progress import PlainLines
+from elastictrain.sweep.launch import ERROR, STOPPED
 from elastictrain.tracking.redact import redact, secret_values
 from elastictrain.trainer import ElasticTrainer
-
-STOPPED = 130
-ERROR = "error: "
-"""How the last line begins that such a process prints of an error."""
 
 
 def main() -> int:

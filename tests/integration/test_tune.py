@@ -17,7 +17,7 @@ from product import MARK, TINY, Product, Running, mlflow_run
 from elastictrain.cli.runs import StoredRun
 from elastictrain.events import CheckpointWritten, GenerationStarted
 from elastictrain.storage import Storage
-from elastictrain.sweep import trial
+from elastictrain.sweep.launch import STOPPED, TRIAL
 
 PBT = """
 name: pbt
@@ -56,7 +56,7 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
         out, err, mark = product.folder / "allotted.out", product.folder / "allotted.err", "allotted"
         with out.open("wb") as out_file, err.open("wb") as err_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", trial.__name__, str(order)],
+                [sys.executable, "-m", TRIAL, str(order)],
                 stdin=subprocess.PIPE, stdout=out_file, stderr=err_file,
                 env=os.environ | {"OMP_NUM_THREADS": "1", MARK: mark},
             )  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
         assert list(free.values()) == [2, 1], "what was given up is there for others"
         assert process.stdin is not None
         process.stdin.close()  # its starter is gone
-        assert running.end().code == trial.STOPPED
+        assert running.end().code == STOPPED
     finally:
         ray.shutdown()
     report = product.report("allotted")

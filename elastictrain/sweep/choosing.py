@@ -6,6 +6,7 @@ same ones. What ended before is told to Optuna and to ASHA anew.
 
 from __future__ import annotations
 
+import logging
 import random
 import zlib
 from types import SimpleNamespace
@@ -85,6 +86,7 @@ class Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
     def __init__(self, record: SweepRecord) -> None:
         from ray.tune.search.optuna import OptunaSearch
 
+        logging.getLogger("optuna").setLevel(logging.WARNING)
         self._record, sweep = record, record.sweep
         known = record.trials.values()
         self._waiting, self._asked = record.unfinished(), set[str]()

@@ -1,6 +1,6 @@
 """Sweeps: trials are elastic runs that share a budget, and whatever is killed goes on.
 
-About 50 s on two cores.
+About 80 s on two cores, most of it for processes to start.
 """
 
 from __future__ import annotations

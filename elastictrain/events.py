@@ -7,6 +7,7 @@ journal is these events as JSON lines; every report is a fold over them. `encode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -162,6 +163,8 @@ class StepCommitted:
     """None for a step whose update was made."""
     waits: Waits | None = None
     """None in journals of versions that told only of the longest waits."""
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    """What else the workload tells of the step, as means over its micro-batches: how even the experts were."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,14 +56,19 @@ def clips_itself(train: TrainSection, layout: Layout) -> bool:
 def adamw(workload: Workload, train: TrainSection, parameters: Mapping[str, Tensor]) -> AdamW:
     """AdamW with one group of decaying parameters and one of the others, in the order of the model.
 
+    Experts that ranks have of their own (`engine.experts`) are groups for themselves, which DeepSpeed asks for.
+
     The rate is 0 until the first step sets it: one of DeepSpeed's optimizers takes a step while it is built. The fused
     kernel makes one pass over the state instead of ten, and gives the same bits every time.
     """
-    decaying = [p for name, p in parameters.items() if workload.decays(name, p)]
-    others = [p for name, p in parameters.items() if not workload.decays(name, p)]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decaying, train.weight_decay), (others, 0.0))
+    groups: dict[tuple[str | None, bool], list[Tensor]] = {(None, True): [], (None, False): []}
+    for name, parameter in parameters.items():
+        kind = getattr(parameter, "group_name", None), workload.decays(name, parameter)
+        groups.setdefault(kind, []).append(parameter)
+    told: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": train.weight_decay if decays else 0.0}
+        | ({"moe": True, "name": experts} if experts else {})
+        for (experts, decays), params in groups.items()
         if params
     ]
-    return AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)
+    return AdamW(told, lr=0.0, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)

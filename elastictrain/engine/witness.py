@@ -64,7 +64,7 @@ class Witness:
     ) -> None:
         """`shard` is the export of `pieces`, by what its parts hold; `unexported` what else there is of them.
 
-        `replicas` are the weights that others hold too, by who does: this rank's sets of the `num_sets` of all ranks.
+        `replicas` are the weights that others hold too, by who does: this rank's sets, of at most `num_sets` in all.
         `own_weights` gives those of a piece that only this rank holds, flat.
         """
         held = {**shard, **unexported}
@@ -124,7 +124,8 @@ class Witness:
         told = torch.tensor([*extremes, doubt], dtype=torch.int64, device=device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         *extremes, doubted = told.tolist()
-        return bool(doubted) or any(high != -low for high, low in zip(extremes[::2], extremes[1::2], strict=True))
+        pairs = zip(extremes[::2], extremes[1::2], strict=True)
+        return bool(doubted) or any(high != -low for high, low in pairs if high != _NOTHING)
 
     def _judge(self, told: Evidence) -> Verdict:
         mine = [

@@ -53,9 +53,8 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
     mlp = e * (4 if shape.gated_mlp else 2) * shape.intermediate_size * shape.expert_room
     routed = 0.0
     if shape.num_experts > 1:
-        routed = (
-            e * h * (shape.expert_room + shape.experts_per_token) + FP32 * shape.num_experts + FP32 * h * (e < FP32)
-        )
+        routed = e * h * (shape.expert_room + shape.experts_per_token) + FP32 * shape.num_experts
+        routed += FP32 * h * (e < FP32)
     dropout = 2 * e * h if shape.dropout else 0
     return int(tokens * (norms + (heads + mlp) / tp + routed + dropout))
 

@@ -69,9 +69,8 @@ class Layout:
     @property
     def degrees(self) -> str:
         """In short: dp2 pp2 zero1."""
-        split = [
-            f"{name}{degree}" for name, degree in (("pp", self.pp), ("tp", self.tp), ("ep", self.ep)) if degree > 1
-        ]
+        degrees = (("pp", self.pp), ("tp", self.tp), ("ep", self.ep))
+        split = [f"{name}{degree}" for name, degree in degrees if degree > 1]
         return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}"])
 
     @property

@@ -108,7 +108,7 @@ class MixtureOfExperts(nn.Module):
         room = tokens.new_zeros(self.num_experts * routing.capacity + 1, tokens.shape[-1])
         for slots in routing.slots:  # unlike index_add, copies to places of their own give the same bits every time
             room = room.index_copy(0, slots, tokens)
-        done = self._through_experts(room[:-1].unflatten(0, (self.num_experts, routing.capacity))).flatten(0, 1)
+        done = self._through_experts(room[:-1].view(self.num_experts, routing.capacity, -1)).flatten(0, 1)
         done = torch.cat((done, done.new_zeros(1, done.shape[-1])))
         mixed = torch.zeros_like(tokens)
         for slots, weights in zip(routing.slots, routing.weights, strict=True):
@@ -117,11 +117,14 @@ class MixtureOfExperts(nn.Module):
 
     def _through_experts(self, room: Tensor) -> Tensor:
         """[experts, capacity, hidden] of all experts, each through its own."""
-        num_ranks = self.num_experts // len(self.experts)
-        # [experts, ranks x capacity, hidden] of this rank's experts
-        mine = swap(room, self.exchange).unflatten(0, (num_ranks, -1)).transpose(0, 1).flatten(1, 2)
+        _, capacity, hidden_size = room.shape
+        num_mine, num_ranks = len(self.experts), self.num_experts // len(self.experts)
+        # [ranks that they come from, this rank's experts, capacity, hidden]
+        come = swap(room, self.exchange).view(num_ranks, num_mine, capacity, hidden_size)
+        mine = come.transpose(0, 1).reshape(num_mine, num_ranks * capacity, hidden_size)
         done = torch.stack([expert(x) for expert, x in zip(self.experts.values(), mine, strict=True)])
-        return swap(done.unflatten(1, (num_ranks, -1)).transpose(0, 1).flatten(0, 1), self.exchange)
+        gone = done.view(num_mine, num_ranks, capacity, hidden_size).transpose(0, 1)
+        return swap(gone.reshape(room.shape), self.exchange)
 
 
 class Router(nn.Module):

@@ -51,7 +51,8 @@ class LanguageModel(CausalLanguageModel):
             self._num_gauged + 1,
         )
         balance = self.config.model.load_balance * told[:, 0].sum()
-        return next_token_loss(logits, batch) + (balance - balance.detach())
+        loss: Tensor = next_token_loss(logits, batch) + (balance - balance.detach())
+        return loss
 
     def take_gauges(self) -> Mapping[str, float]:
         """How even the experts were, as means over blocks and micro-batches: see `experts.Routing.told`."""

@@ -36,14 +36,19 @@ def train_config(
     model: Mapping[str, Any] | None = None,
     **train: Any,
 ) -> TrainConfig:
-    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp, ep."""
+    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active.
+
+    `degrees`: pp, tp, ep, the last with four experts in place of each MLP.
+    """
     manual = {"layout": "manual", **degrees} if degrees else {}
+    experts = {"num_experts": 4} if "ep" in manual else {}
     return TrainConfig.from_dict(
         {
             "train": {"dtype": dtype, "global_batch": 12, "micro_batch": 2, "grad_clip": 0.2, "steps": 12}
             | {"warmup_steps": 3, "learning_rate": 1e-2, "seed": 7}
             | train,
             "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1}
+            | experts
             | dict(model or {}),
             "data": {"seq_len": 16},
             "parallel": {"zero_stage": zero_stage, **manual},

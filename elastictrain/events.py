@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 Continuation = Literal["bit_exact", "order_exact"]
 """How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order.
 
-A smaller micro-batch is `order_exact` too; where the model has dropout, it draws other masks from then on.
+A smaller micro-batch is `order_exact` too; where the model has dropout, it draws other masks from then on, and experts
+have room for the tokens of a smaller group.
 """
 
 Source = Literal["memory", "durable", "fresh"]

@@ -87,7 +87,7 @@ class ModelSection(Section):
     intermediate_size: int | None = Field(default=None, ge=1)
     """Width inside SwiGLU; None means 8/3 of hidden_size, rounded up to a multiple of 32."""
     num_experts: int | None = Field(default=None, ge=2)
-    """Experts in each block, in place of its MLP (docs/experts.md); None for none."""
+    """Experts in each block, in place of its MLP (docs/parallel.md); None for none."""
     experts_per_token: Literal[1, 2] = 2
     """Experts that each token goes to."""
     capacity_factor: float = Field(default=1.25, gt=0)

@@ -59,8 +59,14 @@ def export(
 
     Without a tokenizer, which is with a run that reads no text, it is a model of the user's own.
 
-    Raises ConfigError for a folder that can't be written, CheckpointError when the checkpoint can't be read.
+    Raises ConfigError for a folder that can't be written and for a model that `transformers` has no name for here,
+    CheckpointError when the checkpoint can't be read.
     """
+    if config.model.num_experts is not None:
+        raise ConfigError(
+            f"a model with model.num_experts {config.model.num_experts} can't be exported yet: export a model without "
+            "experts"
+        )
     source, manifest = store.open(stored.step), stored.manifest
     with _appearing(to) as folder:
         for name, text in (tokenizer.files() if tokenizer else {}).items():

@@ -98,6 +98,9 @@ def _tiles(report: Report) -> str:
         (f"{report['goodput']['ratio']:.1%}", "goodput", "of the wall time"),
         (f"{throughput['tokens_per_s']:,.0f}", "tokens/s", f"{throughput['steps_per_s']:.2f} steps/s while it trained"),
     ]
+    if busiest := report["gauges"].get("busiest_expert"):
+        dropped = report["gauges"]["dropped_tokens"][-1][1]
+        tiles.append((f"{busiest[-1][1]:.2f}", "busiest expert", f"times the mean; {dropped:.1%} of tokens dropped"))
     return '<section class="tiles">' + "".join(map(_tile, tiles)) + "</section>"
 
 

@@ -24,12 +24,8 @@ JOURNEY = (
     (2, {"ep": 2}, 4),
     (1, {"ep": 4}, 4),
     (0, {}, 1),
-    (2, {"ep": 4}, 4),
-    (1, {}, 4),
     (0, {"ep": 4}, 4),
     (2, {}, 2),
-    (0, {"ep": 2}, 2),
-    (2, {"ep": 2}, 2),
     (1, {"ep": 2}, 4),
 )
 """(ZeRO stage, degrees, world size) of generations, one step each."""

@@ -17,7 +17,8 @@ With expert parallelism a rank holds some of the experts, and `Exchange` takes t
 places travel, used or not, so the sizes are the same in every step.
 
 Cost: capacity_factor x experts_per_token times that of one SwiGLU of the same width, whatever the number of experts;
-with expert parallelism two all-to-alls of capacity_factor x experts_per_token x [batch, seq, hidden] in each pass.
+with expert parallelism two all-to-alls of capacity_factor x experts_per_token x [batch, seq, hidden] in each pass. In
+evaluation every expert has the room of the busiest.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
             "stage": layout.zero_stage,
             # It maps parameters to fragments of others: exported states would be mixed up.
             "round_robin_gradients": False,
-            # A pipeline reduces gradients once, after its last micro-batch: it has nothing to overlap with.
-            "overlap_comm": device.is_cuda and layout.pp == 1,
+            # A pipeline reduces gradients once, after its last micro-batch: it has nothing to overlap with. And two
+            # collectives of nccl at once, a reduction and the experts' exchange, might wait for each other.
+            "overlap_comm": device.is_cuda and layout.pp == layout.ep == 1,
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,

@@ -34,8 +34,8 @@ def test_a_worker_that_holds_experts_is_killed(product: Product) -> None:
 
     run_id = assert_recorded(product.storage, report)
     client, _ = mlflow_run(product.storage, "shared")
-    busiest = client.get_metric_history(run_id, "train/busiest_expert")
-    dropped = client.get_metric_history(run_id, "train/dropped_tokens")
+    busiest = client.get_metric_history(run_id, "model/busiest_expert")
+    dropped = client.get_metric_history(run_id, "model/dropped_tokens")
     assert {m.step for m in busiest} == {m.step for m in dropped} == set(range(1, 25))
     assert all(1 <= m.value <= 2 for m in busiest), "of four experts two of which each token goes to"
     assert all(0 <= m.value < 0.5 for m in dropped)

@@ -29,6 +29,7 @@ ANY_DEVICE = Device(name="any", memory_bytes=1, flops={}, memory_bytes_per_s=1)
 MODELS = {
     "wide": {"num_layers": 4, "hidden_size": 384, "num_heads": 6, "num_kv_heads": 2},
     "tiny": {"num_layers": 2, "hidden_size": 160, "num_heads": 4, "num_kv_heads": 2},
+    "experts": {"num_layers": 2, "hidden_size": 256, "num_heads": 4, "num_experts": 8, "intermediate_size": 384},
     "deep": {"num_layers": 8, "hidden_size": 256, "num_heads": 8, "tie_embeddings": False, "dropout": 0.1},
 }
 
@@ -46,6 +47,7 @@ class Case:
     recompute: bool = False
     vocab_size: int = 2048
     seq_len: int = 128
+    ep: int = 1
 
     def config(self) -> TrainConfig:
         """The run that it is."""
@@ -59,7 +61,7 @@ class Case:
                 },
                 "model": MODELS[self.model],
                 "data": {"seq_len": self.seq_len, "vocab_size": self.vocab_size},
-                "parallel": {"zero_stage": self.zero_stage},
+                "parallel": {"zero_stage": self.zero_stage, "layout": "manual", "ep": self.ep},
                 "elastic": {"max_workers": self.world_size},
             }
         )
@@ -95,6 +97,13 @@ CASES = (
     Case("deep", "bf16", 2, 2, 8, 1),
     Case("deep", "fp32", 3, 2, 4, 1),
     Case("deep", "bf16", 3, 4, 4, recompute=True),
+    Case("experts", "fp32", 1, 2, 4),
+    Case("experts", "bf16", 3, 2, 8, recompute=True),
+    Case("experts", "fp32", 0, 2, 4, ep=2),
+    Case("experts", "fp32", 1, 4, 8, ep=2),
+    Case("experts", "bf16", 1, 2, 2, ep=2),
+    Case("experts", "bf16", 2, 4, 4, 1, ep=2),
+    Case("experts", "fp32", 2, 4, 2, ep=4),
 )
 
 
@@ -146,8 +155,9 @@ def main() -> None:
 def _line(row: dict[str, Any]) -> str:
     size = f"{row['micro_batch']}x{row['accumulation']}{' recompute' if row['recompute'] else ''}"
     estimate = row["estimate"]
+    degrees = f"dp{row['world_size']}{' ep' + str(row['ep']) if row['ep'] > 1 else ''}"
     return (
-        f"{row['model']} {row['dtype']} zero{row['zero_stage']} dp{row['world_size']} {size:<14} "
+        f"{row['model']} {row['dtype']} zero{row['zero_stage']} {degrees} {size:<14} "
         f"measured {row['measured_bytes'] / 1e6:7.1f} MB  estimate {estimate['tensor_bytes'] / 1e6:7.1f} MB "
         f"{100 * row['error']:+5.1f} %  worst moment: {estimate['moment']}"
     )

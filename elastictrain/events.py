@@ -7,6 +7,7 @@ journal is these events as JSON lines; every report is a fold over them. `encode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -16,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 Continuation = Literal["bit_exact", "order_exact"]
 """How the losses go on after a recovery: the same bits (same layout), or the same samples in another sum order.
 
-A smaller micro-batch is `order_exact` too; where the model has dropout, it draws other masks from then on.
+A smaller micro-batch is `order_exact` too; where the model has dropout, it draws other masks from then on, and experts
+have room for the tokens of a smaller group.
 """
 
 Source = Literal["memory", "durable", "fresh"]
@@ -162,6 +164,8 @@ class StepCommitted:
     """None for a step whose update was made."""
     waits: Waits | None = None
     """None in journals of versions that told only of the longest waits."""
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    """What else the workload tells of the step, as means over its micro-batches: how even the experts were."""
 
 
 @dataclass(frozen=True, slots=True)

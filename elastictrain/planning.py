@@ -38,13 +38,15 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.zero_stage,
         pp=layout.pp,
         tp=layout.tp,
+        ep=layout.ep,
         activation_checkpointing=config.train.activation_checkpointing,
     )
 
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    split = [f"parallel.{name}={getattr(candidate, name)}" for name in ("pp", "tp") if getattr(candidate, name) > 1]
+    degrees = [(name, getattr(candidate, name)) for name in ("pp", "tp", "ep")]
+    split = [f"parallel.{name}={degree}" for name, degree in degrees if degree > 1]
     if split:
         split.insert(0, "parallel.layout=manual")
     return [
@@ -69,6 +71,9 @@ def _shape_of_transformer(config: TrainConfig) -> ModelShape:
         seq_len=config.data.seq_len,
         tie_embeddings=model.tie_embeddings,
         dropout=model.dropout > 0,
+        num_experts=model.num_experts or 1,
+        experts_per_token=model.experts_per_token if model.num_experts else 1,
+        capacity_factor=model.capacity_factor,
     )
 
 

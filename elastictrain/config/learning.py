@@ -86,6 +86,15 @@ class ModelSection(Section):
     """Key and value heads (grouped-query attention); None means num_heads."""
     intermediate_size: int | None = Field(default=None, ge=1)
     """Width inside SwiGLU; None means 8/3 of hidden_size, rounded up to a multiple of 32."""
+    num_experts: int | None = Field(default=None, ge=2)
+    """Experts in each block, in place of its MLP (docs/parallel.md); None for none."""
+    experts_per_token: Literal[1, 2] = 2
+    """Experts that each token goes to."""
+    capacity_factor: float = Field(default=1.25, gt=0)
+    """Tokens of a micro-batch that one expert takes at most, as a multiple of its even share; what is beyond passes
+    the block's experts by."""
+    load_balance: float = Field(default=0.01, ge=0)
+    """Weight of the loss that keeps the experts evenly busy; the losses that are told are without it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after attention and MLP, seeded per micro-batch so that it does not depend on the layout."""
     tie_embeddings: bool = True
@@ -110,6 +119,11 @@ class ModelSection(Section):
             raise ValueError(
                 f"model.kind {self.kind} and model.workload {self.workload}: model.workload names the code of "
                 "model.kind own, and of that alone; set both or neither"
+            )
+        if self.kind != "transformer" and self.num_experts is not None:
+            raise ValueError(
+                f"model.num_experts {self.num_experts} is for model.kind transformer: a model of kind {self.kind} has "
+                "the experts that it comes with; leave model.num_experts out"
             )
         return self
 

@@ -31,9 +31,12 @@ class ParallelSection(Section):
     """Stages of the pipeline (layout manual): each worker holds some of the layers, of about equal cost."""
     tp: int = Field(default=1, ge=1)
     """Workers that share each matrix (layout manual): attention heads, MLP and vocabulary are split among them."""
+    ep: int = Field(default=1, ge=1)
+    """Copies of the model that share its experts (layout manual, with model.num_experts): each of ep workers has some
+    of them, and a token's vector goes to the worker that has its expert. The number of workers is a multiple of it."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
-    0 or 1."""
+    0 or 1, with ep 0 to 2."""
 
     @property
     def replica_size(self) -> int:
@@ -42,7 +45,7 @@ class ParallelSection(Section):
 
     @model_validator(mode="after")
     def _degrees(self) -> ParallelSection:
-        for name, degree in (("pp", self.pp), ("tp", self.tp)):
+        for name, degree in (("pp", self.pp), ("tp", self.tp), ("ep", self.ep)):
             if degree > 1 and self.layout == "auto":
                 raise ValueError(
                     f"parallel.{name} {degree} counts only with parallel.layout manual: set that too, or leave "
@@ -57,6 +60,16 @@ class ParallelSection(Section):
             raise ValueError(
                 f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "
                 "whole gradients until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
+            )
+        if self.ep > 1 and self.replica_size > 1:
+            raise ValueError(
+                f"parallel.ep {self.ep} is not run with parallel.pp {self.pp} and parallel.tp {self.tp}: set these to "
+                "1, or parallel.ep to 1"
+            )
+        if self.ep > 1 and self.zero_stage == 3:
+            raise ValueError(
+                f"parallel.zero_stage 3 does not go with parallel.ep {self.ep}: DeepSpeed shards no experts that "
+                "workers have of their own; set parallel.zero_stage to 2 or less, or parallel.ep to 1"
             )
         return self
 

@@ -74,6 +74,26 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _experts_share_out(self) -> TrainConfig:
+        num_experts, pp, tp, ep = self.model.num_experts, self.parallel.pp, self.parallel.tp, self.parallel.ep
+        if num_experts is not None and pp * tp > 1:
+            raise ValueError(
+                f"parallel.pp {pp} and parallel.tp {tp} are not run with model.num_experts {num_experts}: set both to "
+                "1, and parallel.ep to share the experts out"
+            )
+        if ep > 1 and (num_experts or 1) % ep:
+            raise ValueError(
+                f"parallel.ep {ep} workers can't share model.num_experts {num_experts} evenly: set parallel.ep to a "
+                "divisor of model.num_experts"
+            )
+        if ep > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:
+            raise ValueError(
+                f"parallel.ep {ep} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
+                "would leave the experts out; set parallel.zero_stage to 1 or 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_step(self) -> TrainConfig:
         try:
             self.layout(self.elastic.max_workers)
@@ -103,6 +123,7 @@ class TrainConfig(Section):
             zero_stage=self.parallel.zero_stage,
             pp=self.parallel.pp,
             tp=self.parallel.tp,
+            ep=self.parallel.ep,
         )
 
     @classmethod

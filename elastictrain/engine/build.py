@@ -1,9 +1,10 @@
-"""The engine of a layout: plain ZeRO, tensor parallelism, or a stage of a pipeline."""
+"""The engine of a layout: plain ZeRO, tensor parallelism, a stage of a pipeline, or shared experts."""
 
 from __future__ import annotations
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.device import prepare_process
+from elastictrain.engine.experts import ExpertEngine
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.pipeline import PipelineEngine
@@ -20,10 +21,17 @@ def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group:
     Raises PeerLostError when one of them goes away meanwhile.
     """
     device = prepare_process()
-    kind = PipelineEngine if layout.pp > 1 else SplitEngine if layout.tp > 1 else ZeroEngine
     with peer_loss_named():
         try:
-            return kind(workload, config, layout, group, device)
+            return _kind(layout)(workload, config, layout, group, device)
         except BaseException:
             forget_engine()
             raise
+
+
+def _kind(layout: Layout) -> type[ZeroEngine]:
+    if layout.pp > 1:
+        return PipelineEngine
+    if layout.tp > 1:
+        return SplitEngine
+    return ExpertEngine if layout.ep > 1 else ZeroEngine

@@ -16,7 +16,7 @@ Cost of a build in a warm process, beside the workload's own: 10 to 30 ms for st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -71,7 +71,7 @@ class ZeroEngine:
 
         exported = self._found.pieces
         if self._found.replicated:
-            exported = share(exported, self._place.dp, layout.dp)
+            exported = self._share(exported)
         self._exporter = ShardExporter([p for p in exported if self._is_exported(p)], self._adamw.state, self._slabs)
         besides = runs_of([p for p in exported if not self._is_exported(p)], self._adamw.state)
         besides |= {f"the borrowed {name}": weight.detach() for name, weight in borrowed.items()}
@@ -105,6 +105,18 @@ class ZeroEngine:
     def _is_exported(self, piece: Piece) -> bool:
         """Whether no other rank exports this."""
         return True
+
+    def _share(self, pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+        """What this rank exports of pieces that others hold too."""
+        return share(pieces, self._place.dp, self._layout.dp)
+
+    def _replicas(self) -> tuple[Sequence[Replicas], int]:
+        """The weights that other ranks hold too, and how many sets of such ranks there are."""
+        layout, place = self._layout, self._place
+        same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
+        number = place.pp * layout.tp + place.tp
+        whole = [Replicas(number, same, self._found.whole)] if layout.dp > 1 else []
+        return whole, layout.replica_size
 
     def _initialize(self, config: Mapping[str, Any]) -> Any:
         """DeepSpeed's engine of the module."""
@@ -249,16 +261,15 @@ class ZeroEngine:
         return norm
 
     def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], besides: Mapping[str, Tensor]) -> Witness:
-        layout, place = self._layout, self._place
-        same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
+        replicas, num_sets = self._replicas()
         return Witness(
             rank=group.rank,
             pieces=pieces,
             shard=self._exporter.runs,
             unexported=besides,
-            replicated=self._found.whole if layout.dp > 1 else {},
+            replicas=replicas,
+            num_sets=num_sets,
             own_weights=self._found.own_weights,
-            replicas=Replicas(place.pp * layout.tp + place.tp, layout.replica_size, same),
         )
 
 

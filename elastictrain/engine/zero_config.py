@@ -32,8 +32,9 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
             "stage": layout.zero_stage,
             # It maps parameters to fragments of others: exported states would be mixed up.
             "round_robin_gradients": False,
-            # A pipeline reduces gradients once, after its last micro-batch: it has nothing to overlap with.
-            "overlap_comm": device.is_cuda and layout.pp == 1,
+            # A pipeline reduces gradients once, after its last micro-batch: it has nothing to overlap with. And two
+            # collectives of nccl at once, a reduction and the experts' exchange, might wait for each other.
+            "overlap_comm": device.is_cuda and layout.pp == layout.ep == 1,
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
@@ -56,14 +57,19 @@ def clips_itself(train: TrainSection, layout: Layout) -> bool:
 def adamw(workload: Workload, train: TrainSection, parameters: Mapping[str, Tensor]) -> AdamW:
     """AdamW with one group of decaying parameters and one of the others, in the order of the model.
 
+    Experts that ranks have of their own (`engine.experts`) are groups for themselves, which DeepSpeed asks for.
+
     The rate is 0 until the first step sets it: one of DeepSpeed's optimizers takes a step while it is built. The fused
     kernel makes one pass over the state instead of ten, and gives the same bits every time.
     """
-    decaying = [p for name, p in parameters.items() if workload.decays(name, p)]
-    others = [p for name, p in parameters.items() if not workload.decays(name, p)]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decaying, train.weight_decay), (others, 0.0))
+    groups: dict[tuple[str | None, bool], list[Tensor]] = {(None, True): [], (None, False): []}
+    for name, parameter in parameters.items():
+        kind = getattr(parameter, "group_name", None), workload.decays(name, parameter)
+        groups.setdefault(kind, []).append(parameter)
+    told: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": train.weight_decay if decays else 0.0}
+        | ({"moe": True, "name": experts} if experts else {})
+        for (experts, decays), params in groups.items()
         if params
     ]
-    return AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)
+    return AdamW(told, lr=0.0, betas=(train.beta1, train.beta2), eps=train.epsilon, fused=True)

@@ -1,9 +1,9 @@
 """A checkpoint as a folder that Hugging Face `transformers` loads: safetensors, config.json, tokenizer. No pickle.
 
-The project's own transformer is written as a Llama (see `llama`), file by file: memory for FILE_BYTES or the largest
-weight, and `transformers` need not be installed. A model of `transformers` is filled and saved by transformers itself,
-which takes memory for all of it. Of a model of the user's own there are the weights alone, under its own names: none
-of its code is imported. Weights are the fp32 masters. The folder appears whole or not at all.
+The project's own transformer is written as a Llama or a Mixtral (see `llama`), file by file: memory for FILE_BYTES or
+the largest weight, and `transformers` need not be installed. A model of `transformers` is filled and saved by
+transformers itself, which takes memory for all of it. Of a model of the user's own there are the weights alone, under
+its own names: none of its code is imported. Weights are the fp32 masters. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -59,8 +59,14 @@ def export(
 
     Without a tokenizer, which is with a run that reads no text, it is a model of the user's own.
 
-    Raises ConfigError for a folder that can't be written, CheckpointError when the checkpoint can't be read.
+    Raises ConfigError for a folder that can't be written and for a model that `transformers` has no name for here,
+    CheckpointError when the checkpoint can't be read.
     """
+    if config.model.num_experts is not None and config.model.experts_per_token == 1:
+        raise ConfigError(
+            "a model with model.experts_per_token 1 can't be exported: transformers has none that weighs its one "
+            "expert by the router's probability; train with model.experts_per_token 2 for a Mixtral"
+        )
     source, manifest = store.open(stored.step), stored.manifest
     with _appearing(to) as folder:
         for name, text in (tokenizer.files() if tokenizer else {}).items():

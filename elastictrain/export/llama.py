@@ -2,6 +2,9 @@
 
 Both have RMSNorm, rotary embeddings on the pairs (i, i + head_dim / 2), grouped key and value heads and SwiGLU, without
 a bias anywhere. Dropout is left out: it does nothing outside training.
+
+With experts it is a Mixtral, which is a Llama but for these, and drops no token either. A Mixtral scales what the
+chosen experts weigh to add up to 1, so it can't be a model whose tokens go to one expert each.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ _IN_BLOCK = {
     "attention.value.weight": "self_attn.v_proj.weight",
     "attention.output.weight": "self_attn.o_proj.weight",
     "mlp_norm.weight": "post_attention_layernorm.weight",
+}
+_MLP = {
     "mlp.gate.weight": "mlp.gate_proj.weight",
     "mlp.up.weight": "mlp.up_proj.weight",
     "mlp.down.weight": "mlp.down_proj.weight",
 }
+_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def llama_names(model: ModelSection) -> dict[str, str]:
@@ -37,7 +43,15 @@ def llama_names(model: ModelSection) -> dict[str, str]:
     return outside | {
         f"blocks.{number}.{ours}": f"model.layers.{number}.{theirs}"
         for number in range(model.num_layers)
-        for ours, theirs in _IN_BLOCK.items()
+        for ours, theirs in (_IN_BLOCK | (_experts(model.num_experts) if model.num_experts else _MLP)).items()
+    }
+
+
+def _experts(num_experts: int) -> dict[str, str]:
+    return {"mlp.router.weight": "block_sparse_moe.gate.weight"} | {
+        f"mlp.experts.{number}.{ours}.weight": f"block_sparse_moe.experts.{number}.{theirs}.weight"
+        for number in range(num_experts)
+        for ours, theirs in _EXPERT.items()
     }
 
 
@@ -45,12 +59,21 @@ def llama_config(
     model: ModelSection, shapes: Mapping[str, tuple[int, ...]], seq_len: int, end_of_text_id: int
 ) -> dict[str, Any]:
     """The config.json that goes with weights of these shapes (by this project's names)."""
+    mlp = "mlp" if model.num_experts is None else "mlp.experts.0"
+    experts = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": model.num_experts,
+        "num_experts_per_tok": model.experts_per_token,
+        "router_aux_loss_coef": model.load_balance,
+        "sliding_window": None,
+    }
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": shapes["embedding.weight"][0],
         "hidden_size": model.hidden_size,
-        "intermediate_size": shapes["blocks.0.mlp.gate.weight"][0],
+        "intermediate_size": shapes[f"blocks.0.{mlp}.gate.weight"][0],
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_kv_heads or model.num_heads,
@@ -68,4 +91,4 @@ def llama_config(
         "eos_token_id": end_of_text_id,
         "pad_token_id": None,
         "dtype": "float32",
-    }
+    } | (experts if model.num_experts else {})

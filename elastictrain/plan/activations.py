@@ -13,6 +13,9 @@ heads (tested against autograd):
                       2 e q + 4 n     the mix, as it came and as the output projection needs it; log-sum-exp a head
     SwiGLU            4 e f           gate, silu of it, up, their product
     dropout, if any   2 e h           masks
+    experts, if any   4 e f s         as SwiGLU, for each of s places a token (choices x capacity factor)
+                      e h (s + c)     what goes in at s places, and what comes out for c choices
+                      4 n             n probabilities; in bf16 also 4 h, their fp32 input
 
 With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
 vocabulary in fp32, is the peak of most small models: log-probabilities, their gradient and that of the logits at once.
@@ -47,10 +50,13 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
     e, h = BYTES[dtype], shape.hidden_size
     norms = 2 * (2 * FP32 * h + FP32 + e * h)
     heads = e * (3 * shape.query_size + 2 * shape.kv_size) + FP32 * shape.num_heads
-    mlp = e * (4 if shape.gated_mlp else 2) * shape.intermediate_size * shape.experts_per_token
-    dispatched = 2 * e * h * shape.experts_per_token if shape.num_experts > 1 else 0
+    mlp = e * (4 if shape.gated_mlp else 2) * shape.intermediate_size * shape.expert_room
+    routed = 0.0
+    if shape.num_experts > 1:
+        routed = e * h * (shape.expert_room + shape.experts_per_token) + FP32 * shape.num_experts
+        routed += FP32 * h * (e < FP32)
     dropout = 2 * e * h if shape.dropout else 0
-    return tokens * (norms + (heads + mlp) // tp + dispatched + dropout)
+    return int(tokens * (norms + (heads + mlp) / tp + routed + dropout))
 
 
 def micro_batch_bytes(
@@ -60,8 +66,8 @@ def micro_batch_bytes(
     e, h = BYTES[dtype], shape.hidden_size
     whole = layer_bytes(shape, dtype, tokens, tp)
     kept = tokens * e * h if recompute else whole
-    mlp_gradients = 3 * e * shape.intermediate_size * shape.experts_per_token // tp
-    working = tokens * (2 * e * h + mlp_gradients) + (whole if recompute else 0)
+    mlp_gradients = 3 * e * shape.intermediate_size * shape.expert_room / tp
+    working = int(tokens * (2 * e * h + mlp_gradients)) + (whole if recompute else 0)
     final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
     scores = tokens * shape.vocab_size // tp * FP32
     return Activations(num_layers * kept, working, final_norm + scores, 2 * scores)

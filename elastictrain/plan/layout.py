@@ -2,7 +2,8 @@
 
     world = dp x pp x tp        global batch = micro-batch x accumulation x dp, which never changes
 
-A replica of the model is pp stages of tp ranks each; dp replicas share the micro-batches of a step. The micro-batch is
+A replica of the model is pp stages of tp ranks each; dp replicas share the micro-batches of a step. With expert
+parallelism ep neighbours among the replicas hold the experts together, so dp is a multiple of ep. The micro-batch is
 fixed by the user (it decides what is computed together, hence the float sums and the dropout masks), so accumulation
 is what adapts, and a world size is legal when it is a whole number of replicas that divides the number of micro-batches
 in a step. Only a lack of memory makes the micro-batch smaller, along `micro_batch_ladder`.
@@ -42,6 +43,8 @@ class Layout:
     accumulation: int
     pp: int = 1
     tp: int = 1
+    ep: int = 1
+    """Replicas among which the experts are shared out; a divisor of dp."""
 
     @property
     def world_size(self) -> int:
@@ -66,7 +69,8 @@ class Layout:
     @property
     def degrees(self) -> str:
         """In short: dp2 pp2 zero1."""
-        split = [f"{name}{degree}" for name, degree in (("pp", self.pp), ("tp", self.tp)) if degree > 1]
+        degrees = (("pp", self.pp), ("tp", self.tp), ("ep", self.ep))
+        split = [f"{name}{degree}" for name, degree in degrees if degree > 1]
         return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}"])
 
     @property
@@ -79,23 +83,23 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying."""
-        unsaid = {name for name in ("pp", "tp") if getattr(self, name) == 1}
+        unsaid = {name for name in ("pp", "tp", "ep") if getattr(self, name) == 1}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
 def legal_world_sizes(
-    global_batch: int, micro_batch: int, low: int, high: int, replica_size: int = 1
+    global_batch: int, micro_batch: int, low: int, high: int, replica_size: int = 1, ep: int = 1
 ) -> tuple[int, ...]:
-    """World sizes within [low, high] at which replicas and a step come out whole, ascending."""
+    """World sizes within [low, high] at which replicas, groups of ep of them, and a step come out whole, ascending."""
     if global_batch % micro_batch:
         return ()
-    micro_batches = global_batch // micro_batch
-    first = -(-low // replica_size) * replica_size
-    return tuple(n for n in range(first, high + 1, replica_size) if micro_batches % (n // replica_size) == 0)
+    micro_batches, each = global_batch // micro_batch, replica_size * ep
+    first = -(-low // each) * each
+    return tuple(n for n in range(first, high + 1, each) if micro_batches % (n // replica_size) == 0)
 
 
 def plan_layout(
-    world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int, pp: int = 1, tp: int = 1
+    world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int, pp: int = 1, tp: int = 1, ep: int = 1
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
     dp, rest = divmod(world_size, pp * tp)
@@ -106,6 +110,12 @@ def plan_layout(
             f"{pp * tp} workers. Set elastic.max_workers to {fewer}{(dp + 1) * pp * tp}, or make parallel.pp or "
             f"parallel.tp smaller."
         )
+    if dp % ep:
+        fewer = f"{dp // ep * ep * pp * tp} or " if dp > ep else ""
+        raise ConfigError(
+            f"{dp} replicas can't share the experts in groups of parallel.ep {ep}: {dp} / {ep} = {dp / ep:.4g}. Set "
+            f"elastic.max_workers to {fewer}{(dp // ep + 1) * ep * pp * tp}, or parallel.ep to a divisor of {dp}."
+        )
     if global_batch % micro_batch:
         raise ConfigError(
             f"train.global_batch {global_batch} is not a whole number of micro-batches: {global_batch} / "
@@ -114,15 +124,15 @@ def plan_layout(
         )
     micro_batches = global_batch // micro_batch
     if micro_batches % dp:
-        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches * pp * tp, pp * tp)
+        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches * pp * tp, pp * tp, ep)
         sharing = "worker" if pp * tp == 1 else f"replica of parallel.pp {pp} x parallel.tp {tp} workers"
         raise ConfigError(
             f"{world_size} workers can't share a step: train.global_batch {global_batch} / train.micro_batch "
             f"{micro_batch} = {micro_batches} micro-batches, and {micro_batches} / {dp} = "
-            f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal))}: set "
+            f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal)) or 'none'}: set "
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
-    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp)
+    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp, ep)
 
 
 def micro_batch_ladder(global_batch: int, micro_batch: int, replicas: Sequence[int]) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ class ModelShape:
     num_experts: int = 1
     """MLPs in each layer; more than one means a router that chooses among them."""
     experts_per_token: int = 1
+    capacity_factor: float = 1.0
+    """Room of each expert, used or not, over its even share of the tokens."""
     learned_positions: bool = False
     skips_masked: bool = True
     """Attention computes only the scores that the causal mask leaves, as fused kernels do."""
@@ -107,10 +109,16 @@ class ModelShape:
         """Forward pass of one layer: scores and mixing of values over the whole sequence, or half of it if `causal`."""
         return 4 * self.query_size * self.seq_len * (0.5 if causal else 1.0)
 
-    def layer_flops_per_token(self, causal: bool = False) -> float:
-        """Forward pass of one layer, of the experts that a token goes to."""
+    @property
+    def expert_room(self) -> float:
+        """Places in experts for each token; 1 for a single MLP."""
+        return self.experts_per_token * (self.capacity_factor if self.num_experts > 1 else 1)
+
+    def layer_flops_per_token(self, causal: bool = False, empty_room: bool = False) -> float:
+        """Forward pass of one layer, of the experts that a token goes to; with `empty_room` all that is computed."""
         projections = 4 * self.hidden_size * (self.query_size + self.kv_size)
-        mlp = 2 * (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size * self.experts_per_token
+        experts = self.expert_room if empty_room else self.experts_per_token
+        mlp = 2 * (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size * experts
         return projections + mlp + 2 * self.router_parameters + self.attention_flops_per_token(causal)
 
     @property

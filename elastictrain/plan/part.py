@@ -27,6 +27,14 @@ class Part:
     """Ranks that share each of its matrices."""
     tp_index: int = 0
     """Which of them this is."""
+    ep: int = 1
+    """Ranks among which the experts of each layer are shared out."""
+    ep_index: int = 0
+    """Which of them this is."""
+
+    def experts(self, num_experts: int) -> range:
+        """The numbers of this rank's experts in each layer."""
+        return range(num_experts * self.ep_index // self.ep, num_experts * (self.ep_index + 1) // self.ep)
 
     def share(self, size: int) -> range:
         """This rank's numbers of a dimension of so many; where they can't be equal, shares differ by one."""
@@ -40,7 +48,9 @@ def part_of(shape: ModelShape, layout: Layout, rank: int) -> Part:
     dealt = deal_blocks(shape, layout.pp)
     start = sum(dealt[:stage])
     blocks = range(start, start + dealt[stage])
-    return Part(blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp)
+    return Part(
+        blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp, layout.ep, ep_index=place.dp % layout.ep
+    )
 
 
 def deal_blocks(shape: ModelShape, num_stages: int) -> tuple[int, ...]:

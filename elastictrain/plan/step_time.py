@@ -97,7 +97,7 @@ def _of_stage(
     peak = device.flops[dtype] * efficiency.matmul
     memory = device.memory_bytes_per_s * efficiency.memory
 
-    forward_s = tokens * shape.layer_flops_per_token(causal=shape.skips_masked) / c.tp / peak
+    forward_s = tokens * shape.layer_flops_per_token(causal=shape.skips_masked, empty_room=True) / c.tp / peak
     elementwise_s = PASSES * layer_bytes(shape, dtype, tokens, c.tp) / memory
     layers_s = stage.num_layers * (3 * forward_s + elementwise_s)
     again_s = stage.num_layers * (forward_s + elementwise_s / PASSES) if c.activation_checkpointing else 0.0
@@ -114,7 +114,7 @@ def _of_stage(
     sequence_s = passes * stage.num_layers * network.all_to_all(heads, "sp")
     expert_s = 0.0
     if shape.num_experts > 1:
-        expert_s = passes * 2 * stage.num_layers * network.all_to_all(hidden * shape.experts_per_token / c.tp, "ep")
+        expert_s = passes * 2 * stage.num_layers * network.all_to_all(hidden * shape.expert_room / c.tp, "ep")
     pipeline_s = network.send(hidden / c.tp) * 2 if c.pp > 1 else 0.0
 
     fixed_s = efficiency.micro_batch_s + (c.zero_stage == 3) * stage.num_layers * efficiency.gathered_layer_s

@@ -104,6 +104,7 @@ class CommitCollector:
             data_wait_s=max(r.data_wait_s for r in records),
             snapshot_stall_s=max(r.snapshot_stall_s for r in records),
             skipped=records[0].skipped,
+            gauges={name: fmean(r.gauges[name] for r in records) for name in records[0].gauges},
             waits=Waits(
                 data_s=fmean(r.data_wait_s for r in records),
                 peers_s=fmean(r.blocked_s for r in records),

@@ -37,6 +37,8 @@ class StepRecord:
     blocked_s: float = 0.0
     """Time spent waiting for peers in collectives."""
     skipped: Skip | None = None
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    """What else its micro-batches showed, as means over them."""
 
     @property
     def own_s(self) -> float:

@@ -148,6 +148,7 @@ class RankProgram:
         if engine is None or stream is None or snapshots is None or group is None:
             raise PeerLostError("this rank has left its group")
         self._unsaid = []
+        self._workload.take_gauges()  # of a warm-up, or of a step that broke off
         step, paused = self._first_step - 1, False
         if self._verified(step):
             engine.witness.seal()
@@ -232,6 +233,7 @@ class RankProgram:
             snapshot_stall_s=stall_s,
             blocked_s=self._board.blocked_s - blocked_s,
             skipped=skipped,
+            gauges=self._workload.take_gauges(),
         )
 
     def _verified(self, step: int) -> bool:

@@ -43,6 +43,7 @@ PANELS = (
     Panel("Own work of each rank", (m.RANK_S,)),
     Panel("Step of each rank", (m.RANK_STEP,)),
     Panel("Failures and lost steps", (m.FAILURES, m.LOST_STEPS, m.GENERATION)),
+    Panel("What the model tells", (m.GAUGE,)),
     Panel("Recovery and checkpoint writing", (m.RECOVERY_S, m.CHECKPOINT_S)),
 )
 WIDTH, HEIGHT = 12, 8

@@ -98,6 +98,10 @@ def _tiles(report: Report) -> str:
         (f"{report['goodput']['ratio']:.1%}", "goodput", "of the wall time"),
         (f"{throughput['tokens_per_s']:,.0f}", "tokens/s", f"{throughput['steps_per_s']:.2f} steps/s while it trained"),
     ]
+    last = {name: values[-1][1] for name, values in report["gauges"].items()}
+    if last.keys() >= {"busiest_expert", "dropped_tokens"}:
+        dropped = f"times the mean; {last['dropped_tokens']:.1%} of tokens dropped"
+        tiles.append((f"{last['busiest_expert']:.2f}", "busiest expert", dropped))
     return '<section class="tiles">' + "".join(map(_tile, tiles)) + "</section>"
 
 

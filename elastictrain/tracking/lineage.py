@@ -218,6 +218,7 @@ def _step_points(event: StepCommitted) -> Iterator[Point]:
     }
     if step_s > 0:
         values["perf/tokens_per_s"] = event.num_tokens / step_s
+    values |= {f"model/{name}": value for name, value in event.gauges.items()}
     for name, value in values.items():
         yield _point(name, value, event.at, event.step)
 

@@ -42,6 +42,7 @@ LOSS = Metric("elastictrain_loss", "Training loss of the last step that counts")
 SPEED = Metric("elastictrain_tokens_per_second", "Tokens a second over the last steps", "tokens/s")
 STEP_S = Metric("elastictrain_step_seconds", "Seconds of the last step", "s")
 WAIT_S = Metric("elastictrain_wait_seconds", "Seconds that ranks waited in the last step, on average", "s", ("reason",))
+GAUGE = Metric("elastictrain_model_gauge", "What the model tells of the last step, by name", "", ("gauge",))
 WORKERS = Metric("elastictrain_world_size", "Ranks of the generation")
 STANDBYS = Metric("elastictrain_standbys", "Warm spare workers")
 NODES = Metric("elastictrain_nodes", "Ray nodes that the run knows of")
@@ -66,6 +67,7 @@ METRICS = (
     SPEED,
     STEP_S,
     WAIT_S,
+    GAUGE,
     WORKERS,
     STANDBYS,
     NODES,
@@ -98,6 +100,8 @@ def readings(status: Status, events: Sequence[Event], ledger: Goodput) -> Iterat
         yield Reading(STEP_S, step.finished_at - step.begun_at, {})
         for reason, seconds in (("data", waits.data_s), ("peers", waits.peers_s), ("snapshot", waits.snapshot_s)):
             yield Reading(WAIT_S, seconds, {"reason": reason})
+        for name, value in step.gauges.items():
+            yield Reading(GAUGE, value, {"gauge": name})
     checkpoint = next((e for e in reversed(events) if isinstance(e, CheckpointWritten)), None)
     if checkpoint is not None:
         yield Reading(CHECKPOINT, checkpoint.step, {})

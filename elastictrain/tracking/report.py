@@ -69,6 +69,7 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "steps": steps[-1].step if steps else 0,
         "samples": sum(s.num_samples for s in steps),
         "loss": [[s.step, s.loss] for s in steps],
+        "gauges": _gauges(steps),
         "sample_digest": steps[-1].sample_chain if steps else "",
         "generations": [g for attempt in attempts for g in _generations(attempt, begun_at)],
         "failures": failures,
@@ -126,6 +127,11 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "started_at": begun_at,
         "wall_s": ledger.wall_s,
     }
+
+
+def _gauges(steps: Sequence[StepCommitted]) -> dict[str, list[list[float]]]:
+    names = steps[-1].gauges if steps else ()
+    return {name: [[s.step, s.gauges[name]] for s in steps if name in s.gauges] for name in names}
 
 
 def _cause(cause: Cause) -> dict[str, Any]:

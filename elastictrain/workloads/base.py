@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
 from elastictrain.state.slab import Slab
+from elastictrain.workloads.experts import Exchange
 from elastictrain.workloads.sharing import Peers
 
 Batch = Mapping[str, Tensor]
@@ -29,6 +30,10 @@ class Workload(Protocol):
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay applies: matrices yes, norms and biases no."""
+        ...
+
+    def take_gauges(self) -> Mapping[str, float]:
+        """What else the losses since the last call showed, by name, as means over the micro-batches."""
         ...
 
     def num_tokens(self, batch: Batch) -> int:
@@ -62,8 +67,17 @@ class SplitWorkload(Workload, Protocol):
         """Parameters that both the first part and the last hold where these are different ones."""
         ...
 
-    def build_part(self, seed: int, part: Part, peers: Peers | None) -> nn.Module:
-        """As `build`, a part: the same bits under the same names. `peers` add up what `part.tp` ranks share."""
+    def build_part(
+        self, seed: int, part: Part, peers: Peers | None = None, exchange: Exchange | None = None
+    ) -> nn.Module:
+        """As `build`, a part: the same bits under the same names.
+
+        `peers` add up what `part.tp` ranks share; `exchange` takes tokens to the `part.ep` ranks that share experts.
+        """
+        ...
+
+    def is_expert(self, name: str) -> bool:
+        """Whether the parameter of this name is of an expert, which only some ranks hold where experts are shared."""
         ...
 
     def slabs(self, part: Part) -> Mapping[str, Slab]:

@@ -11,7 +11,7 @@ cache: one forward pass over the last `data.seq_len` tokens per new token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -46,7 +46,7 @@ class CausalLanguageModel(ABC):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
-        return _cross_entropy(self.logits(module, self.part_input(batch)), batch, "mean")
+        return next_token_loss(self.logits(module, self.part_input(batch)), batch)
 
     def part_input(self, batch: Batch) -> Tensor:
         """Every token but the last, which predicts nothing."""
@@ -55,13 +55,17 @@ class CausalLanguageModel(ABC):
     def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
         """Mean cross-entropy of these logits, or of this rank's part of them, in nats."""
         if peers is None:
-            return _cross_entropy(output, batch, "mean")
+            return next_token_loss(output, batch)
         targets = batch["tokens"][:, 1:].flatten()
         return cross_entropy(output.float().flatten(0, 1), targets, part.share(self.vocab_size), peers)
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices, embeddings included, decay; norms and biases, which are vectors, don't."""
         return parameter.ndim >= 2
+
+    def take_gauges(self) -> Mapping[str, float]:
+        """Nothing, for most models."""
+        return {}
 
     def num_tokens(self, batch: Batch) -> int:
         """Every token but a sample's first is predicted."""
@@ -72,7 +76,7 @@ class CausalLanguageModel(ABC):
         """Summed negative log-likelihood in nats, and the number of predictions."""
         with _evaluating(module):
             logits = self.logits(module, self.part_input(batch))
-            return _cross_entropy(logits, batch, "sum").item(), self.num_tokens(batch)
+            return next_token_loss(logits, batch, "sum").item(), self.num_tokens(batch)
 
     def generate(self, module: nn.Module, prompt: list[int], num_tokens: int, seed: int) -> list[int]:
         """Sample a continuation; the prompt needs at least one token."""
@@ -90,7 +94,8 @@ class CausalLanguageModel(ABC):
         return tokens[len(prompt) :]
 
 
-def _cross_entropy(logits: Tensor, batch: Batch, reduction: str) -> Tensor:
+def next_token_loss(logits: Tensor, batch: Batch, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of each token from those before it, in nats."""
     return F.cross_entropy(logits.float().flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction=reduction)
 
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from elastictrain.config import TrainConfig
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
 from elastictrain.planning import job_of
 from elastictrain.state.slab import Slab
-from elastictrain.workloads.causal import CausalLanguageModel
+from elastictrain.workloads.base import Batch
+from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
+from elastictrain.workloads.experts import Exchange, is_expert
 from elastictrain.workloads.sharing import Peers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
@@ -20,17 +23,48 @@ from elastictrain.workloads.transformer import Transformer, initialise, split_di
 class LanguageModel(CausalLanguageModel):
     """Workload for `model.kind: transformer`."""
 
+    def __init__(self, config: TrainConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self._gauged, self._num_gauged = torch.zeros(2), 0
+
     def build(self, seed: int) -> nn.Module:
         """A new transformer; torch's global random state is neither read nor moved."""
-        return self.build_part(seed, None, None)
+        return self.build_part(seed, None)
 
-    def build_part(self, seed: int, part: Part | None, peers: Peers | None) -> nn.Module:
+    def build_part(
+        self, seed: int, part: Part | None, peers: Peers | None = None, exchange: Exchange | None = None
+    ) -> nn.Module:
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
-        module = self._on_meta(part, peers)
+        module = self._on_meta(part, peers, exchange)
         module.to_empty(device="cpu")
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats; with experts its gradient is that of the balance loss too."""
+        if self.config.model.num_experts is None:
+            return super().loss(module, batch)
+        logits, told = module(self.part_input(batch))
+        self._gauged, self._num_gauged = (
+            self._gauged.to(told.device) + told[:, 1:].mean(0).detach(),
+            self._num_gauged + 1,
+        )
+        balance = self.config.model.load_balance * told[:, 0].sum()
+        loss: Tensor = next_token_loss(logits, batch) + (balance - balance.detach())
+        return loss
+
+    def take_gauges(self) -> Mapping[str, float]:
+        """How even the experts were, as means over blocks and micro-batches: see `experts.Routing.told`."""
+        if not self._num_gauged:
+            return {}
+        busiest, dropped = (self._gauged / self._num_gauged).tolist()
+        self._gauged, self._num_gauged = torch.zeros(2), 0
+        return {"busiest_expert": busiest, "dropped_tokens": dropped}
+
+    def is_expert(self, name: str) -> bool:
+        """See `base.SplitWorkload.is_expert`."""
+        return is_expert(name)
 
     def slabs(self, part: Part) -> Mapping[str, Slab]:
         """See `base.SplitWorkload.slabs`."""
@@ -46,7 +80,7 @@ class LanguageModel(CausalLanguageModel):
     @property
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `base.SplitWorkload.parameter_shapes`."""
-        return {name: tuple(p.shape) for name, p in self._on_meta(None, None).named_parameters()}
+        return {name: tuple(p.shape) for name, p in self._on_meta(None).named_parameters()}
 
     @property
     def tied(self) -> tuple[str, ...]:
@@ -59,11 +93,12 @@ class LanguageModel(CausalLanguageModel):
         return replace(job_of(self.config).shape, vocab_size=self.vocab_size)
 
     def logits(self, module: nn.Module, tokens: Tensor) -> Tensor:
-        """The transformer's output as it is."""
-        logits: Tensor = module(tokens)
+        """The transformer's output, without what routers tell."""
+        output = module(tokens)
+        logits: Tensor = output if self.config.model.num_experts is None else output[0]
         return logits
 
-    def _on_meta(self, part: Part | None, peers: Peers | None) -> Transformer:
+    def _on_meta(self, part: Part | None, peers: Peers | None = None, exchange: Exchange | None = None) -> Transformer:
         recompute = self.config.train.activation_checkpointing
         with torch.device("meta"):
-            return Transformer(self.config.model, self.vocab_size, recompute, part, peers)
+            return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange)

@@ -17,6 +17,7 @@ numbers have to be torch's own, from its default generator: it is seeded for eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from elastictrain.errors import ConfigError
 from elastictrain.workloads.base import Batch, Workload
 from elastictrain.workloads.named import load_named, theirs
 
-_NEEDED = ("build", "loss", "decays", "num_tokens", "evaluate", "generate")
+_NEEDED = ("build", "loss", "take_gauges", "decays", "num_tokens", "evaluate", "generate")
 
 
 class OwnWorkload(ABC):
@@ -52,6 +53,10 @@ class OwnWorkload(ABC):
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices and kernels decay; norms and biases, which are vectors, don't."""
         return parameter.ndim >= 2
+
+    def take_gauges(self) -> Mapping[str, float]:
+        """Nothing; or what else the losses since the last call showed, always by the same names: metrics of a step."""
+        return {}
 
     def num_tokens(self, batch: Batch) -> int:
         """What speed is counted in: samples, unless you say otherwise."""

@@ -1,6 +1,7 @@
 """A decoder-only transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU, residual dropout.
 
-Token ids [batch, seq] go in, logits [batch, seq, vocab] come out. Nothing here knows of devices, precision or ranks.
+Token ids [batch, seq] go in, logits [batch, seq, vocab] come out; with experts in place of the MLPs (`experts`) also
+what their routers tell, [blocks, 3]. Nothing here knows of devices, precision or ranks.
 Weights and activations may be bf16: norms and rotations are computed in fp32 all the same. Every weight is drawn from
 its own generator, seeded by (seed, name), and the dropout of a block from one seeded by (torch's seed, block), so the
 bits depend on neither the order nor the layout. A part of the model has its weights under the names of the whole's;
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elastictrain.config import ModelSection
 from elastictrain.plan.part import Part
+from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
 from elastictrain.workloads.sharing import Peers, embed, enter, leave
 
 INITIAL_STD = 0.02
@@ -39,6 +41,7 @@ class Transformer(nn.Module):
         activation_checkpointing: bool = False,
         part: Part | None = None,
         peers: Peers | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         super().__init__()
         part = part or Part(range(model.num_layers), first=True, last=True)
@@ -50,47 +53,56 @@ class Transformer(nn.Module):
         tied_head = part.last and model.tie_embeddings
         rows = part.share(vocab_size)
         self.embedding = Embedding(rows, model.hidden_size, peers) if part.first or tied_head else None
-        self.blocks = nn.ModuleDict({str(number): Block(model, part, peers) for number in part.blocks})
+        self.blocks = nn.ModuleDict({str(number): Block(model, part, peers, exchange) for number in part.blocks})
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
         self.head = nn.Linear(model.hidden_size, len(rows), bias=False) if own_head else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens, or the vectors of the part before; gives scores, or vectors for the part after."""
         hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
         rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device)
         seed = torch.initial_seed() if self.draws and self.training else None
+        told: list[Tensor] = []
         for number, block in self.blocks.items():
             if seed is not None:
                 torch.manual_seed(block_seed(seed, int(number)))
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(block, hidden, rotation, use_reentrant=False)
+                hidden, *routing = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:
-                hidden = block(hidden, rotation)
+                hidden, *routing = block(hidden, rotation)
+            told += routing
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden)
         scores = self.embedding if self.head is None else self.head
         assert scores is not None, "the last part has a head, or the embedding in its place"
         logits: Tensor = scores(enter(hidden, self.peers))
-        return logits
+        return (logits, torch.stack(told)) if told else logits
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU; each reads a normed copy of the residual stream and adds to it."""
+    """Attention, then SwiGLU or experts; each reads a normed copy of the residual stream and adds to it."""
 
-    def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
+    def __init__(self, model: ModelSection, part: Part, peers: Peers | None, exchange: Exchange | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.attention = Attention(model, part, peers)
         self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.mlp = SwiGLU(model, part, peers)
+        self.mlp: nn.Module
+        if model.num_experts is None:
+            self.mlp = SwiGLU(model, part, peers)
+        else:
+            held = {number: SwiGLU(model, part, peers) for number in part.experts(model.num_experts)}
+            self.mlp = MixtureOfExperts(Router(model.hidden_size, model.num_experts), held, model, exchange)
         self.dropout = nn.Dropout(model.dropout)
 
-    def forward(self, hidden: Tensor, rotation: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
+        """The stream, and what the router tells if there is one."""
         hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), rotation))
-        out: Tensor = hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
-        return out
+        mixed = self.mlp(self.mlp_norm(hidden))
+        mixed, *routing = mixed if isinstance(mixed, tuple) else (mixed,)
+        return hidden + self.dropout(mixed), *routing
 
 
 class Attention(nn.Module):
@@ -216,7 +228,7 @@ def initialise(module: Transformer, seed: int, num_layers: int, shapes: Mapping[
             continue
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        adds_to_stream = name.endswith(("attention.output.weight", "mlp.down.weight"))
+        adds_to_stream = name.endswith(("attention.output.weight", ".down.weight"))
         dimension = split_dimension(name) if module.part.tp > 1 else None
         whole = parameter.data if dimension is None else torch.empty(shapes[name])
         nn.init.normal_(whole, std=residual_std if adds_to_stream else INITIAL_STD, generator=generator)

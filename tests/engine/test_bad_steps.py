@@ -102,3 +102,8 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
 def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
     """Of a pipeline the last stages alone see the losses."""
     run_team(4, bad_steps, tmp_path, stage, dtype, {degree: 2})
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "bf16"), (2, "fp32")])
+def test_a_bad_step_changes_nothing_where_experts_are_shared(tmp_path: Path, stage: int, dtype: str) -> None:
+    run_team(2, bad_steps, tmp_path, stage, dtype, {"ep": 2})

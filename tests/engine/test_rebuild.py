@@ -60,7 +60,7 @@ def resident_mib() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-@pytest.mark.parametrize(("stage", "degrees"), [(1, {}), (3, {}), (1, {"pp": 2}), (1, {"tp": 2})])
+@pytest.mark.parametrize(("stage", "degrees"), [(1, {}), (3, {}), (1, {"pp": 2}), (1, {"tp": 2}), (2, {"ep": 2})])
 def test_rebuilding_is_flat(stage: int, degrees: dict[str, int]) -> None:
     for rounds in run_team(2, rebuild, stage, degrees):
         settled = rounds[3:]

@@ -21,20 +21,24 @@ from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
-SPLIT = [(0, "fp32", 2, 1), (1, "fp32", 2, 1), (1, "bf16", 2, 1), (0, "fp32", 1, 2), (1, "bf16", 1, 2)]
-"""With pp and tp."""
+SPLIT = [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp")]
+EXPERTS = [(1, "fp32", "ep"), (2, "bf16", "ep")]
+"""With what is 2."""
 
 
-Kind = tuple[int, str] | tuple[int, str, int, int]
+ALL = [*KINDS, *SPLIT, *EXPERTS[:1]]
+Kind = tuple[int, str] | tuple[int, str, str]
 
 
 class Training:
     """One rank that trains as the runtime does: seal, snapshot, verify before the next update."""
 
     def __init__(
-        self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1, tp: int = 1
+        self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, degree: str | None = None
     ) -> None:
-        config = train_config(stage, dtype, degrees={"pp": pp, "tp": tp} if pp * tp > 1 else None)
+        # with four replicas a step of eight sequences comes out whole
+        batch = {"global_batch": 8} if (degree, world_size) == ("ep", 4) else {}
+        config = train_config(stage, dtype, degrees={degree: 2} if degree else None, **batch)
         self._group = me.group(generation, range(world_size))
         self._group.form()
         self.engine: ZeroEngine = build_engine(workload(config), config, config.layout(world_size), self._group)
@@ -75,7 +79,7 @@ class Training:
 def clean(me: Rank, folder: Path) -> list[Any]:
     """Twenty steps of every kind, an import, and one more; what was found."""
     found = []
-    for generation, kind in enumerate([*KINDS, *SPLIT]):
+    for generation, kind in enumerate(ALL):
         training = Training(me, generation, 2, *kind)
         found.append([training.step() for _ in range(CLEAN_STEPS)])
         save_shard(training.engine, folder / f"{generation}", me.index)
@@ -91,7 +95,7 @@ def clean(me: Rank, folder: Path) -> list[Any]:
 
 
 def test_clean_training_raises_no_alarm(tmp_path: Path) -> None:
-    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len([*KINDS, *SPLIT])] * 2
+    assert run_team(2, clean, tmp_path) == [[[None] * (CLEAN_STEPS + 1)] * len(ALL)] * 2
 
 
 def flipped(me: Rank, world_size: int, kinds: list[Kind]) -> dict[tuple[Kind, str, int], list[Any]]:
@@ -117,7 +121,15 @@ def flipped(me: Rank, world_size: int, kinds: list[Kind]) -> dict[tuple[Kind, st
 
 @pytest.mark.parametrize(
     ("world_size", "kinds"),
-    [(2, KINDS), (3, [(1, "bf16"), (0, "fp32")]), (1, [(1, "fp32")]), (2, SPLIT), (4, SPLIT[1:4])],
+    [
+        (2, KINDS),
+        (3, [(1, "bf16"), (0, "fp32")]),
+        (1, [(1, "fp32")]),
+        (2, SPLIT),
+        (4, SPLIT[1:4]),
+        (2, EXPERTS),
+        (4, EXPERTS[:1]),
+    ],
 )
 def test_a_flip_is_found_in_the_right_rank(world_size: int, kinds: list[Kind]) -> None:
     first, *others = run_team(world_size, flipped, world_size, kinds)
@@ -130,6 +142,30 @@ def test_a_flip_is_found_in_the_right_rank(world_size: int, kinds: list[Kind]) -
         assert verdict.ranks == (odd,), case
         assert f"rank {odd}" in verdict.problem, case
         assert verdict.snapshot_sound, case
+
+
+def expert_flipped(me: Rank) -> list[Any]:
+    """A weight of an expert that two of four ranks hold, in one of them."""
+    training = Training(me, 0, 4, 1, "fp32", "ep")
+    found = [training.step()]
+
+    def strike() -> None:
+        if me.index == 2:
+            weights = dict(training.engine._module.named_parameters())["blocks.1.mlp.experts.1.up.weight"]
+            weights.data[3, 5] *= 2
+
+    found.append(training.step(strike))
+    training.close()
+    me.meet()
+    return found
+
+
+def test_an_expert_is_compared_with_its_other_copy() -> None:
+    [clean, verdict], *others = run_team(4, expert_flipped)
+    assert others == [[clean, verdict]] * 3
+    assert clean is None
+    assert verdict.ranks == (2,)
+    assert "blocks.1.mlp.experts.1.up.weight" in verdict.problem
 
 
 def copied_wrong(me: Rank) -> list[Any]:

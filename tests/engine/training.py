@@ -24,19 +24,32 @@ from elastictrain.workloads.language_model import LanguageModel
 VOCAB_SIZE = 2051
 """Prime, so that shards come out uneven; the embedding is too large for ZeRO 3 to keep gathered."""
 NUM_MICRO_BATCHES = 6
+"""Of a step, unless train.global_batch is another."""
 
 
 def train_config(
-    zero_stage: int, dtype: str = "fp32", *, degrees: Mapping[str, int] | None = None, num_layers: int = 2, **train: Any
+    zero_stage: int,
+    dtype: str = "fp32",
+    *,
+    degrees: Mapping[str, int] | None = None,
+    num_layers: int = 2,
+    model: Mapping[str, Any] | None = None,
+    **train: Any,
 ) -> TrainConfig:
-    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp."""
+    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active.
+
+    `degrees`: pp, tp, ep, the last with four experts in place of each MLP.
+    """
     manual = {"layout": "manual", **degrees} if degrees else {}
+    experts = {"num_experts": 4} if "ep" in manual else {}
     return TrainConfig.from_dict(
         {
             "train": {"dtype": dtype, "global_batch": 12, "micro_batch": 2, "grad_clip": 0.2, "steps": 12}
             | {"warmup_steps": 3, "learning_rate": 1e-2, "seed": 7}
             | train,
-            "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1},
+            "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1}
+            | experts
+            | dict(model or {}),
             "data": {"seq_len": 16},
             "parallel": {"zero_stage": zero_stage, **manual},
             "elastic": {"max_workers": prod((degrees or {}).values())},
@@ -172,14 +185,15 @@ def plain_losses(config: TrainConfig, steps: Sequence[int]) -> dict[tuple[int, i
     ]
     betas = (config.train.beta1, config.train.beta2)
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.train.epsilon, foreach=False)
+    num_micro_batches = config.train.global_batch // config.train.micro_batch
     losses = {}
     for step in steps:
-        for index in range(NUM_MICRO_BATCHES):
+        for index in range(num_micro_batches):
             seed, batch = micro_batch(step, index)
             torch.manual_seed(seed)
             loss = model.loss(module, batch)
             losses[step, index] = loss.item()
-            (loss / NUM_MICRO_BATCHES).backward()
+            (loss / num_micro_batches).backward()
         losses[step, -1] = float(torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.grad_clip))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.train, step)

@@ -65,7 +65,7 @@ def exported(config: TrainConfig, module: nn.Module, to: Path, file_bytes: int =
 def logits(module: Any, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         out = module(tokens)
-    return out if isinstance(out, torch.Tensor) else out.logits
+    return out if isinstance(out, torch.Tensor) else out[0] if isinstance(out, tuple) else out.logits
 
 
 @pytest.mark.parametrize(
@@ -74,20 +74,27 @@ def logits(module: Any, tokens: torch.Tensor) -> torch.Tensor:
         {"tie_embeddings": True},
         {"tie_embeddings": False, "dropout": 0.3, "rope_theta": 500.0, "norm_eps": 1e-3},
         {"num_kv_heads": 4, "intermediate_size": 100},
+        {"num_experts": 4, "intermediate_size": 48, "capacity_factor": 0.5},
     ],
-    ids=["tied", "untied", "own-width"],
+    ids=["tied", "untied", "own-width", "experts"],
 )
 def test_transformers_gives_the_same_logits(tmp_path: Path, model: dict[str, object]) -> None:
     config = config_of(tmp_path / "runs", **model)
     module = trained(config)
     done = exported(config, module, tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
-    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert type(theirs).__name__ == ("MixtralForCausalLM" if config.model.num_experts else "LlamaForCausalLM")
     assert done.num_parameters == sum(p.numel() for p in theirs.parameters())
     tokens = torch.randint(0, TOKENIZER.vocab_size, (3, SEQ_LEN), generator=torch.Generator().manual_seed(1))
     ours = logits(module, tokens)
     assert ours.std() > 0.3
     torch.testing.assert_close(logits(theirs, tokens), ours, rtol=0, atol=1e-5)
+
+
+def test_one_expert_a_token_is_no_mixtral(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "runs", num_experts=4, experts_per_token=1)
+    with pytest.raises(ConfigError, match="experts_per_token 2 for a Mixtral"):
+        exported(config, trained(config), tmp_path / "out")
 
 
 def test_its_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:

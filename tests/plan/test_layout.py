@@ -34,11 +34,13 @@ def test_the_ranks_of_a_replica_read_the_same() -> None:
     assert sorted(m.global_index for part in read[:2] for m in part) == list(range(6))
 
 
-@given(st.integers(1, 48), st.integers(1, 4), st.integers(1, 6), st.integers(1, 30))
-def test_a_legal_world_has_a_layout_and_no_other_has(micro_batches: int, micro: int, pp: int, world: int) -> None:
-    legal = world in legal_world_sizes(micro_batches * micro, micro, 1, 30, pp)
+@given(st.integers(1, 48), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.integers(1, 30))
+def test_a_legal_world_has_a_layout_and_no_other_has(
+    micro_batches: int, micro: int, pp: int, ep: int, world: int
+) -> None:
+    legal = world in legal_world_sizes(micro_batches * micro, micro, 1, 30, pp, ep)
     try:
-        layout = plan_layout(world, global_batch=micro_batches * micro, micro_batch=micro, zero_stage=1, pp=pp)
+        layout = plan_layout(world, global_batch=micro_batches * micro, micro_batch=micro, zero_stage=1, pp=pp, ep=ep)
     except ConfigError:
         assert not legal
     else:
@@ -51,6 +53,8 @@ def test_what_does_not_come_out_whole_is_said_with_the_arithmetic() -> None:
         plan_layout(6, global_batch=8, micro_batch=2, zero_stage=1, pp=4)
     with pytest.raises(ConfigError, match=r"Legal world sizes are 2, 4, 8"):
         plan_layout(6, global_batch=8, micro_batch=2, zero_stage=1, pp=2)
+    with pytest.raises(ConfigError, match=r"3 / 2 = 1.5. Set elastic.max_workers to 2 or 4, or parallel.ep to a div"):
+        plan_layout(3, global_batch=12, micro_batch=2, zero_stage=1, ep=2)
 
 
 def test_control_knows_whole_replicas_only() -> None:
@@ -60,6 +64,27 @@ def test_control_knows_whole_replicas_only() -> None:
     policy = policy_of(config, config.train.micro_batch, on_gpus=False)
     assert policy.world_sizes == (2, 4)
     assert policy.micro_batches == (4, 2, 1)
+
+
+def test_control_knows_whole_groups_that_share_experts() -> None:
+    config = TrainConfig.from_dict(
+        {
+            "model": {"num_experts": 4},
+            "parallel": {"layout": "manual", "ep": 2},
+            "elastic": {"max_workers": 4, "min_workers": 1},
+        }
+    )
+    policy = policy_of(config, config.train.micro_batch, on_gpus=False)
+    assert policy.world_sizes == (2, 4)
+    assert policy.neighbours == 2
+
+
+@given(DEGREES, DEGREES, st.integers(1, 3))
+def test_each_group_has_every_expert_once(groups: int, ep: int, each: int) -> None:
+    layout, model = Layout(groups * ep, 1, 1, 1, ep=ep), shape(2, 100)
+    for group in range(groups):
+        held = [part_of(model, layout, group * ep + place).experts(ep * each) for place in range(ep)]
+        assert [number for numbers in held for number in numbers] == list(range(ep * each))
 
 
 def shape(num_layers: int, vocab_size: int) -> ModelShape:

@@ -20,6 +20,8 @@ MODELS = [
     {"num_layers": 1, "hidden_size": 64, "num_heads": 4},
     {"num_layers": 3, "hidden_size": 96, "num_heads": 6, "num_kv_heads": 2, "tie_embeddings": False},
     {"num_layers": 2, "hidden_size": 80, "num_heads": 4, "num_kv_heads": 1, "intermediate_size": 100, "dropout": 0.1},
+    {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_experts": 4, "intermediate_size": 96},
+    {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_experts": 6, "experts_per_token": 1, "dropout": 0.1},
 ]
 
 
@@ -47,9 +49,11 @@ def test_flops_are_those_that_torch_counts(model: dict[str, object]) -> None:
     # torch counts plain matrix products; its fused attention on the CPU it does not know
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         module(tokens)
+    computed = shape.num_layers * shape.layer_flops_per_token(empty_room=True) + shape.head_flops_per_token
+    assert counter.get_total_flops() == pytest.approx(computed * tokens.numel())
     forward = shape.num_layers * shape.layer_flops_per_token() + shape.head_flops_per_token
-    assert counter.get_total_flops() == forward * tokens.numel()
     assert shape.flops_per_token() == 3 * forward
+    assert (forward < computed) == (shape.num_experts > 1)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

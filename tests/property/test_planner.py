@@ -69,8 +69,8 @@ def test_every_layout_is_whole_and_listed_once(shape: ModelShape, world: int, ba
         assert c.zero_stage < 2 or c.pp == 1
         assert c.zero_stage < 3 or c.ep == 1
     of_today = set(enumerate_layouts(shape, world, batch))
-    assert of_today == {c for c in candidates if c.runs_today and c.pp == c.tp == 1}
-    assert all((c.layout().pp, c.layout().tp) == (c.pp, c.tp) for c in candidates if c.runs_today)
+    assert of_today == {c for c in candidates if c.runs_today and c.pp == c.tp == c.ep == 1}
+    assert all((c.layout().pp, c.layout().tp, c.layout().ep) == (c.pp, c.tp, c.ep) for c in candidates if c.runs_today)
     assert all(c.layout().world_size == world and c.layout().global_batch == batch for c in of_today)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from example_events import full_story
 
-from elastictrain.events import GenerationStarted
+from elastictrain.events import GenerationStarted, StepCommitted
 from elastictrain.status import Status, WorkerStatus
 from elastictrain.tracking.grafana import PANELS, dashboard
 from elastictrain.tracking.ledger import goodput
@@ -56,7 +56,9 @@ def test_names_are_unique_and_told_with_the_labels_that_they_have() -> None:
         generation=last.index,
         workers=(WorkerStatus(0, "worker-0", 1, "node-0", "forward", 5),),
     )
-    told = list(readings(status, story.events, goodput(story.events)))
+    experts = {"busiest_expert": 1.2, "dropped_tokens": 0.1}
+    events = [replace(e, gauges=experts) if isinstance(e, StepCommitted) else e for e in story.events]
+    told = list(readings(status, events, goodput(events)))
     assert {reading.metric for reading in told} == set(METRICS)
     for reading in told:
         assert tuple(reading.labels) == reading.metric.labels

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from elastictrain.events import (
     Recovered,
     RunStarted,
     Skip,
+    StepCommitted,
 )
 from elastictrain.tracking.exact_json import dumps
+from elastictrain.tracking.html import render_html
 from elastictrain.tracking.report import REPORT_VERSION, build_report
 from elastictrain.tracking.wording import energy_text
 
@@ -65,6 +68,17 @@ def test_the_whole_story() -> None:
     assert report["rejected_checkpoints"][0]["problem"] == "sha256 of shard 0 differs"
     assert [(a["attempt"], a["status"]) for a in report["attempts"]] == [(1, None), (2, "complete")]
     assert report["throughput"]["tokens_per_s"] == pytest.approx(2048 / 0.494, rel=1e-3)
+
+
+def test_how_even_the_experts_were_is_told() -> None:
+    gauges = {"busiest_expert": 1.25, "dropped_tokens": 0.0625}
+    events = [replace(e, gauges=gauges) if isinstance(e, StepCommitted) else e for e in full_story().events]
+    report = build_report(events)
+    assert report["gauges"]["busiest_expert"] == [[step, 1.25] for step in range(1, 201)]
+    assert "times the mean; 6.2% of tokens dropped" in render_html(report)
+    dense = build_report(full_story().events)
+    assert dense["gauges"] == {}
+    assert "busiest" not in render_html(dense)
 
 
 def test_what_mlflow_has_taken_after_all_is_no_warning() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from elastictrain.config.section import Section
 
@@ -22,40 +22,20 @@ class ParallelSection(Section):
     """How one model is spread over workers (docs/parallel.md)."""
 
     layout: Literal["auto", "manual"] = "auto"
-    """`auto`: each worker holds the whole model, but for what ZeRO shards. `manual`: one copy of the model takes pp x
-    tp workers. The number of copies follows from the workers that there are."""
-    pp: int = Field(default=1, ge=1)
-    """Stages of the pipeline (layout manual): each worker holds some of the layers, of about equal cost."""
-    tp: int = Field(default=1, ge=1)
-    """Workers that share each matrix (layout manual): attention heads, MLP and vocabulary are split among them."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    """`auto`: the planner chooses, for each number of workers, what is left out below (docs/plan.md). `manual`: what is
+    left out below is 1. The number of the model's copies follows from the workers that there are."""
+    pp: int | None = Field(default=None, ge=1)
+    """Stages of the pipeline: each worker holds some of the layers, of about equal cost."""
+    tp: int | None = Field(default=None, ge=1)
+    """Workers that share each matrix: attention heads, MLP and vocabulary are split among them."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1."""
 
     @property
     def replica_size(self) -> int:
-        """Workers that hold one copy of the model together."""
-        return self.pp * self.tp
-
-    @model_validator(mode="after")
-    def _degrees(self) -> ParallelSection:
-        for name, degree in (("pp", self.pp), ("tp", self.tp)):
-            if degree > 1 and self.layout == "auto":
-                raise ValueError(
-                    f"parallel.{name} {degree} counts only with parallel.layout manual: set that too, or leave "
-                    f"parallel.{name} out"
-                )
-        if self.tp > 1 and self.zero_stage > 1:
-            raise ValueError(
-                f"parallel.zero_stage {self.zero_stage} is not run with parallel.tp {self.tp}: set parallel.zero_stage "
-                "to 0 or 1, or parallel.tp to 1"
-            )
-        if self.pp > 1 and self.zero_stage > 1:
-            raise ValueError(
-                f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "
-                "whole gradients until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
-            )
-        return self
+        """Workers that hold one copy of the model together, as far as is asked for."""
+        return (self.pp or 1) * (self.tp or 1)
 
 
 class BudgetSection(Section):
@@ -137,6 +117,9 @@ class ClusterSection(Section):
     """`auto`: the cluster in RAY_ADDRESS, else an embedded one; `local`: always embedded; or a Ray address."""
     local_nodes: int = Field(default=2, ge=1)
     """Ray nodes of the embedded cluster."""
+    device_memory: ByteSize | None = Field(default=None, gt=0)
+    """Memory that a worker may use, of its GPU or, without GPUs, of its node: bytes, or such as 24GiB. None: what Ray
+    says of the cluster. `parallel.layout: auto` plans for it."""
     dashboard: bool = False
     """Start the Ray dashboard with the embedded cluster, on localhost."""
     dashboard_port: int = Field(default=8265, ge=1024, le=65535)

@@ -47,7 +47,14 @@ class Case:
     recompute: bool = False
     vocab_size: int = 2048
     seq_len: int = 128
+    pp: int = 1
+    tp: int = 1
     ep: int = 1
+
+    @property
+    def dp(self) -> int:
+        """Replicas."""
+        return self.world_size // (self.pp * self.tp)
 
     def config(self) -> TrainConfig:
         """The run that it is."""
@@ -56,12 +63,18 @@ class Case:
                 "train": {
                     "dtype": self.dtype,
                     "micro_batch": self.micro_batch,
-                    "global_batch": self.micro_batch * self.accumulation * self.world_size,
+                    "global_batch": self.micro_batch * self.accumulation * self.dp,
                     "activation_checkpointing": self.recompute,
                 },
                 "model": MODELS[self.model],
                 "data": {"seq_len": self.seq_len, "vocab_size": self.vocab_size},
-                "parallel": {"zero_stage": self.zero_stage, "layout": "manual", "ep": self.ep},
+                "parallel": {
+                    "layout": "manual",
+                    "zero_stage": self.zero_stage,
+                    "pp": self.pp,
+                    "tp": self.tp,
+                    "ep": self.ep,
+                },
                 "elastic": {"max_workers": self.world_size},
             }
         )
@@ -104,6 +117,25 @@ CASES = (
     Case("experts", "bf16", 1, 2, 2, ep=2),
     Case("experts", "bf16", 2, 4, 4, 1, ep=2),
     Case("experts", "fp32", 2, 4, 2, ep=4),
+    Case("wide", "fp32", 1, 2, 4, 4, pp=2),
+    Case("wide", "fp32", 0, 2, 4, 4, pp=2),
+    Case("wide", "bf16", 1, 2, 2, 4, pp=2),
+    Case("wide", "bf16", 0, 4, 4, 4, pp=2),
+    Case("wide", "fp32", 1, 4, 2, 4, pp=2),
+    Case("deep", "bf16", 0, 2, 4, 4, pp=2),
+    Case("tiny", "bf16", 1, 4, 8, 4, pp=2, tp=2, vocab_size=8192),
+    Case("wide", "fp32", 1, 4, 2, 6, pp=4),
+    Case("deep", "fp32", 1, 2, 8, 2, pp=2),
+    Case("deep", "bf16", 1, 4, 2, 8, pp=4, recompute=True),
+    Case("tiny", "fp32", 0, 2, 8, 4, pp=2, vocab_size=8192),
+    Case("wide", "fp32", 1, 2, 8, tp=2),
+    Case("wide", "fp32", 0, 2, 2, 4, tp=2),
+    Case("wide", "bf16", 1, 2, 4, tp=2),
+    Case("wide", "fp32", 1, 4, 4, tp=2),
+    Case("deep", "fp32", 1, 4, 4, tp=4, recompute=True),
+    Case("tiny", "bf16", 1, 2, 8, 1, tp=2, vocab_size=8192),
+    Case("wide", "fp32", 1, 4, 4, 4, pp=2, tp=2),
+    Case("deep", "bf16", 1, 4, 2, 4, pp=2, tp=2),
 )
 
 
@@ -155,9 +187,10 @@ def main() -> None:
 def _line(row: dict[str, Any]) -> str:
     size = f"{row['micro_batch']}x{row['accumulation']}{' recompute' if row['recompute'] else ''}"
     estimate = row["estimate"]
-    degrees = f"dp{row['world_size']}{' ep' + str(row['ep']) if row['ep'] > 1 else ''}"
+    split = "".join(f" {name}{row[name]}" for name in ("pp", "tp", "ep") if row[name] > 1)
+    degrees = f"dp{row['world_size'] // (row['pp'] * row['tp'])}{split}"
     return (
-        f"{row['model']} {row['dtype']} zero{row['zero_stage']} {degrees} {size:<14} "
+        f"{row['model']} {row['dtype']} zero{row['zero_stage']} {degrees:<11} {size:<14} "
         f"measured {row['measured_bytes'] / 1e6:7.1f} MB  estimate {estimate['tensor_bytes'] / 1e6:7.1f} MB "
         f"{100 * row['error']:+5.1f} %  worst moment: {estimate['moment']}"
     )

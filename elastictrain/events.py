@@ -114,6 +114,22 @@ class GenerationStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class LayoutChosen:
+    """A generation trains under another layout than the one before it in this attempt, if there was one."""
+
+    at: float
+    generation: int
+    layout: dict[str, Any]
+    why: str
+    runner_up: str
+    """The next best layout, and why it is not the best; empty where there was no choice."""
+    memory_bytes: int | None
+    """That a rank is estimated to need at most; None where that can't be told."""
+    step_s: float | None
+    """Seconds that a step is estimated to take."""
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     """A step that used its samples up and left the weights alone, or put older ones back."""
 
@@ -356,6 +372,7 @@ Event: TypeAlias = (
     | DataReady
     | WorkerStarted
     | GenerationStarted
+    | LayoutChosen
     | StepCommitted
     | RanksTimed
     | NodesMeasured
@@ -379,6 +396,7 @@ _KINDS: dict[str, type[Any]] = {
         DataReady,
         WorkerStarted,
         GenerationStarted,
+        LayoutChosen,
         StepCommitted,
         RanksTimed,
         NodesMeasured,

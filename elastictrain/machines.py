@@ -19,16 +19,10 @@ from pydantic import ValidationError
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import Cluster, Device, Dtype, Link
+from elastictrain.plan.figures import CPU_RESERVED_BYTES, GPU_RESERVED_BYTES, gpu_named
 
 MEASURED_S = 0.1
 """Seconds that each speed is measured for."""
-
-GPUS = {
-    "H200": (989e12, 67e12, 4.8e12, 450e9),
-    "H100": (989e12, 67e12, 3.35e12, 450e9),
-    "A100": (312e12, 19.5e12, 2.04e12, 300e9),
-}
-"""By a part of the name: bf16 and fp32 flops, bytes a second of the memory and of NVLink in one direction."""
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -71,19 +65,18 @@ def _with_gpus(host_bytes: int) -> Cluster | None:
     if done.returncode or not rows:
         return None
     name, mebibytes = rows[0][0].strip(), int(rows[0][1])
-    known = next((speeds for part, speeds in GPUS.items() if part in name), None)
-    if known is None:
+    gpu = gpu_named(name)
+    if gpu is None:
         raise ConfigError(
             f"the speeds of {name} are not known here: describe it in a file like clusters/hardware/h100x8.yaml and "
             "give that with --cluster"
         )
-    bf16, fp32, memory_bytes_per_s, nvlink = known
     device = Device(
         name=name,
         memory_bytes=mebibytes * 1024**2,
-        flops={"bf16": bf16, "fp32": fp32},
-        memory_bytes_per_s=memory_bytes_per_s,
-        reserved_bytes=2_500_000_000,
+        flops={"bf16": gpu.bf16_flops, "fp32": gpu.fp32_flops},
+        memory_bytes_per_s=gpu.memory_bytes_per_s,
+        reserved_bytes=GPU_RESERVED_BYTES,
         fragmentation=0.05,
     )
     return Cluster(
@@ -91,7 +84,7 @@ def _with_gpus(host_bytes: int) -> Cluster | None:
         num_nodes=1,
         devices_per_node=len(rows),
         device=device,
-        within_node=Link(bytes_per_s=nvlink, latency_s=3e-6),
+        within_node=Link(bytes_per_s=gpu.link_bytes_per_s, latency_s=3e-6),
         between_nodes=Link(bytes_per_s=12.5e9, latency_s=2e-5),
         host_link=Link(bytes_per_s=25e9),
         host_memory_bytes=host_bytes,
@@ -111,7 +104,7 @@ def _without(host_bytes: int, num_workers: int) -> Cluster:
             memory_bytes=host_bytes // num_workers,
             flops=flops,
             memory_bytes_per_s=memory_bytes_per_s,
-            reserved_bytes=350_000_000,
+            reserved_bytes=CPU_RESERVED_BYTES,
         ),
         within_node=loopback,
         between_nodes=loopback,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.plan.auto import Asked, Plans, as_asked, planned
 from elastictrain.plan.choose import Job
+from elastictrain.plan.figures import Figures
 from elastictrain.plan.model_shape import ModelShape
+from elastictrain.plan.rules import SPLIT_KIND
 from elastictrain.plan.space import Candidate
 
 LLAMA_LIKE = ("llama", "mistral")
@@ -25,31 +29,49 @@ def job_of(config: TrainConfig) -> Job:
             "transformer, and huggingface where that is built as a Llama"
         )
     shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
-    return Job(shape, config.train.dtype, config.train.global_batch)
+    return Job(shape, config.train.dtype, config.train.global_batch, splits=config.model.kind == SPLIT_KIND)
+
+
+def asked_of(config: TrainConfig) -> Asked:
+    """What the config fixes of the layout."""
+    train, parallel = config.train, config.parallel
+    return Asked(
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        zero_stage=parallel.zero_stage,
+        pp=parallel.pp,
+        tp=parallel.tp,
+        ep=parallel.ep,
+        recompute=train.activation_checkpointing,
+    )
+
+
+def plans_of(config: TrainConfig, figures: Figures, vocab_size: int, low: int | None = None) -> Plans:
+    """What the run trains with, from `low` (elastic.min_workers) workers on; raises NothingFits where no layout can."""
+    asked, high = asked_of(config), config.elastic.max_workers
+    low = low or config.elastic.min_workers
+    if config.parallel.layout == "manual":
+        return as_asked(asked, low, high, "parallel.layout is manual")
+    try:
+        job = job_of(config)
+    except ConfigError as error:
+        return as_asked(asked, low, high, f"nothing else can be weighed: {error}")
+    if job.splits:  # the tokenizer decides the size of this project's own
+        job = replace(job, shape=replace(job.shape, vocab_size=vocab_size))
+    return planned(job, figures, asked, low, high)
 
 
 def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
     """The layout that the config asks for at this world size; raises ConfigError when there is none."""
-    layout = config.layout(world_size)
-    return Candidate(
-        layout.dp,
-        layout.micro_batch,
-        layout.accumulation,
-        layout.zero_stage,
-        pp=layout.pp,
-        tp=layout.tp,
-        ep=layout.ep,
-        activation_checkpointing=config.train.activation_checkpointing,
-    )
+    return Candidate.of(config.layout(world_size))
 
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
     degrees = [(name, getattr(candidate, name)) for name in ("pp", "tp", "ep")]
     split = [f"parallel.{name}={degree}" for name, degree in degrees if degree > 1]
-    if split:
-        split.insert(0, "parallel.layout=manual")
     return [
+        "parallel.layout=manual",
         *split,
         f"train.micro_batch={candidate.micro_batch}",
         f"parallel.zero_stage={candidate.zero_stage}",

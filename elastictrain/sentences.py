@@ -19,6 +19,7 @@ from elastictrain.events import (
     FailureDetected,
     FaultInjected,
     GenerationStarted,
+    LayoutChosen,
     Recovered,
     RunEnded,
     RunStarted,
@@ -64,6 +65,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
         case GenerationStarted():
             world = f"{count_text(event.world_size, 'worker')}, {Layout(**event.layout)}"
             return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
+        case LayoutChosen():
+            return f"layout {Layout(**event.layout)}: {event.why}"
         case StepCommitted(skipped=Skip() as skip):
             undone = f"; back to the state after step {skip.first_step - 1}" if skip.first_step < event.step else ""
             return f"{_step(event.step)}skipped: {skip_text(skip.reason, event.loss, skip.limit)}{undone}"

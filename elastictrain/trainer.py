@@ -38,6 +38,8 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
+from elastictrain.plan.auto import rung_of
+from elastictrain.planning import plans_of
 from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.branch import branch, check_branch
 from elastictrain.runtime.cluster import connected, head_answers
@@ -65,6 +67,10 @@ FLUSH_TIMEOUT_S = 20.0
 HEADLESS_FLUSH_S = 3.0
 _TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
 _AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
+_STILL_LEANER = (
+    "the run goes on with {}, to which it has come for lack of memory. Another train.micro_batch, "
+    "train.activation_checkpointing, parallel.* or cluster.device_memory is tried as it is."
+)
 _PLACES = {"fresh": "its beginning", "durable": "the checkpoint of step {}", "memory": "step {} in memory"}
 
 
@@ -215,12 +221,17 @@ class ElasticTrainer:
         live.status = "starting"
         branch(config, store, read_journal(self._home.folder), emit)
         fleet = Fleet(config, secrets.token_bytes(32), self._allotment)
+        plans = plans_of(config, fleet.figures(), vocab_size)
         start = self._start_point(fleet, store, emit, tracker)
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:
             fleet.close()
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
-        supervisor = Supervisor(config, fleet, data_folder, store, start, live, emit)
+        rung = rung_of(plans, start.in_force) if start.in_force else 0
+        if rung and start.in_force:
+            emit(Warned(time.time(), "memory", _STILL_LEANER.format(start.in_force)))
+        fleet.zero_stage = plans[rung][max(plans[rung])].layout.zero_stage
+        supervisor = Supervisor(config, fleet, data_folder, store, start, plans[rung:], live, emit)
         self._stop.told = supervisor.stop
         try:
             end = supervisor.run()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from elastictrain.config import TrainConfig
+    from elastictrain.plan.auto import Plan
     from elastictrain.plan.choose import Job, Option, Ranking
     from elastictrain.plan.cluster import Cluster
 
@@ -46,8 +48,8 @@ def plan(
     from elastictrain.machines import read_cluster, this_machine
     from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
     from elastictrain.plan.layout import legal_world_sizes
-    from elastictrain.plan.space import everything
-    from elastictrain.planning import candidate_of, job_of, overrides_of
+    from elastictrain.plan.space import Candidate, everything
+    from elastictrain.planning import job_of, overrides_of
 
     resolved = TrainConfig.load(config, overrides or [])
     job = job_of(resolved)
@@ -55,23 +57,34 @@ def plan(
     room = found.num_devices if cluster else resolved.elastic.max_workers
     world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
-    if resolved.model.kind == "huggingface" or resolved.model.num_experts is not None:
-        all_choices = replace(all_choices, pp=(1,), tp=(1,))  # no engine splits them
     wider = rank_layouts(job, found, world_size, all_choices)
     try:
         ranking = rank_layouts(job, found, world_size)
     except NothingFits as error:
-        runs = wider.best.candidate.runs_today
+        runs = job.runs(wider.best.candidate)
         how = ": " + " ".join(overrides_of(wider.best.candidate)) if runs else ", but no engine runs that yet"
         raise NothingFits(f"{error} {wider.best.candidate} would fit{how}.") from None
+    plan, most = _plan_of(resolved, job, found), resolved.elastic.max_workers
     as_written = None
-    if world_size == resolved.elastic.max_workers:
-        as_written = weigh(job, candidate_of(resolved, world_size), found)
+    if world_size == most:
+        layout = plan[most].layout if most in plan else resolved.layout(most)
+        as_written = weigh(job, Candidate.of(layout), found)
     sizes = world_sizes(job, found, resolved.elastic.min_workers, min(world_size, 64))
     if as_json:
-        typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, sizes), indent=2))
+        typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, plan, sizes), indent=2))
     else:
-        _show(job, found, ranking, wider, as_written, sizes)
+        _show(job, found, ranking, wider, as_written, plan, sizes)
+
+
+def _plan_of(config: TrainConfig, job: Job, cluster: Cluster) -> Plan:
+    """What the run would train with at each number of workers; empty where nothing fits."""
+    from elastictrain.plan.choose import NothingFits
+    from elastictrain.plan.figures import Figures
+    from elastictrain.planning import plans_of
+
+    with suppress(NothingFits):
+        return plans_of(config, Figures(cluster, known=True, firm=True), job.shape.vocab_size)[0]
+    return {}
 
 
 def _as_json(
@@ -80,9 +93,11 @@ def _as_json(
     ranking: Ranking,
     wider: Ranking,
     as_written: Option | None,
+    plan: Plan,
     sizes: dict[int, Option | None],
 ) -> dict[str, Any]:
-    from elastictrain.plan.choose import TIME_ERROR, advise, why
+    from elastictrain.plan.choose import advise, why
+    from elastictrain.plan.cluster import TIME_ERROR
     from elastictrain.planning import overrides_of
 
     best, others = ranking.best, ranking.best_of_each_kind()[1:]
@@ -97,6 +112,7 @@ def _as_json(
         "best": best.to_json() | {"overrides": overrides_of(best.candidate)},
         "others": [option.to_json() | {"why_not": why(best, option)} for option in others],
         "as_written": as_written.to_json() if as_written else None,
+        "runs": {str(n): choice.to_json() for n, choice in plan.items()},
         "best_of_all": wider.best.to_json(),
         "num_looked_at": wider.num_looked_at,
         "world_sizes": {str(n): option and option.to_json() for n, option in sizes.items()},
@@ -109,12 +125,14 @@ def _show(
     ranking: Ranking,
     wider: Ranking,
     as_written: Option | None,
+    plan: Plan,
     sizes: dict[int, Option | None],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from elastictrain.plan.choose import TIME_ERROR, advise, fits, why
+    from elastictrain.plan.choose import advise, fits, why
+    from elastictrain.plan.cluster import TIME_ERROR
     from elastictrain.planning import overrides_of
     from elastictrain.tracking.wording import bytes_text, seconds_text
 
@@ -157,9 +175,10 @@ def _show(
         typer.echo(f"error    times are predicted to {error}: {equals} others may be as fast as {best.candidate}")
     if not best.as_fast_as(wider.best):
         gain = best.time.step_s / wider.best.time.step_s
-        runs = wider.best.candidate.runs_today
-        how = f"try {' '.join(overrides_of(wider.best.candidate))}" if runs else "no engine runs it yet"
-        typer.echo(f"{'manual' if runs else 'later':8} {wider.best.candidate} would be {gain:.2g} times as fast; {how}")
+        typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; no engine runs it yet")
+    if plan:
+        told = [f"{choice.layout} with {n}" for n, choice in plan.items()]
+        typer.echo(f"{'runs':8} {'; '.join(told[-NUM_SHOWN:])}")
     typer.echo(f"workers  {_sizes(sizes)}")
 
 

@@ -24,8 +24,8 @@ class TrainSection(Section):
     global_batch: int = Field(default=16, ge=1)
     """Sequences per step over all workers; never changes while the cluster does."""
     micro_batch: int = Field(default=4, ge=1)
-    """Sequences per forward pass of one worker; gradient accumulation makes up the global batch. When a worker runs out
-    of memory the run goes on with half of it."""
+    """Sequences per forward pass of one worker; gradient accumulation makes up the global batch. It decides the bits of
+    the sums and the dropout masks, so `parallel.layout: auto` keeps it, and takes less only where memory is short."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initialisation, the sample order and dropout."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -57,8 +57,9 @@ class TrainSection(Section):
     step (robustly estimated over 64 steps, and at least 1 % of the median)."""
     max_bad_steps: int = Field(default=10, ge=1, le=64)
     """Bad steps in a row at which the run stops, whatever on_bad_loss and on_spike say."""
-    activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, a third more compute."""
+    activation_checkpointing: bool | None = None
+    """Recompute each block's activations in the backward pass: less memory, a third more compute. None: only where
+    `parallel.layout: auto` finds memory short."""
     sample_tokens: int = Field(default=64, ge=0)
     """Tokens of the sample that the finished model writes; 0 for none."""
     sample_prompt: str = "def "

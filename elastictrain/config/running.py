@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from elastictrain.config.section import Section
 
@@ -25,53 +25,23 @@ class ParallelSection(Section):
     """How one model is spread over workers (docs/parallel.md)."""
 
     layout: Literal["auto", "manual"] = "auto"
-    """`auto`: each worker holds the whole model, but for what ZeRO shards. `manual`: one copy of the model takes pp x
-    tp workers. The number of copies follows from the workers that there are."""
-    pp: int = Field(default=1, ge=1)
-    """Stages of the pipeline (layout manual): each worker holds some of the layers, of about equal cost."""
-    tp: int = Field(default=1, ge=1)
-    """Workers that share each matrix (layout manual): attention heads, MLP and vocabulary are split among them."""
+    """`auto`: the planner chooses, for each number of workers, what is left out below (docs/plan.md). `manual`: what is
+    left out below is 1. The number of the model's copies follows from the workers that there are."""
+    pp: int | None = Field(default=None, ge=1)
+    """Stages of the pipeline: each worker holds some of the layers, of about equal cost."""
+    tp: int | None = Field(default=None, ge=1)
+    """Workers that share each matrix: attention heads, MLP and vocabulary are split among them."""
     ep: int = Field(default=1, ge=1)
-    """Copies of the model that share its experts (layout manual, with model.num_experts): each of ep workers has some
-    of them, and a token's vector goes to the worker that has its expert. The number of workers is a multiple of it."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Copies of the model that share its experts (with model.num_experts): each of ep workers has some of them, and a
+    token's vector goes to the worker that has its expert. The number of workers is a multiple of it."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1, with ep 0 to 2."""
 
     @property
     def replica_size(self) -> int:
-        """Workers that hold one copy of the model together."""
-        return self.pp * self.tp
-
-    @model_validator(mode="after")
-    def _degrees(self) -> ParallelSection:
-        for name, degree in (("pp", self.pp), ("tp", self.tp), ("ep", self.ep)):
-            if degree > 1 and self.layout == "auto":
-                raise ValueError(
-                    f"parallel.{name} {degree} counts only with parallel.layout manual: set that too, or leave "
-                    f"parallel.{name} out"
-                )
-        if self.tp > 1 and self.zero_stage > 1:
-            raise ValueError(
-                f"parallel.zero_stage {self.zero_stage} is not run with parallel.tp {self.tp}: set parallel.zero_stage "
-                "to 0 or 1, or parallel.tp to 1"
-            )
-        if self.pp > 1 and self.zero_stage > 1:
-            raise ValueError(
-                f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "
-                "whole gradients until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
-            )
-        if self.ep > 1 and self.replica_size > 1:
-            raise ValueError(
-                f"parallel.ep {self.ep} is not run with parallel.pp {self.pp} and parallel.tp {self.tp}: set these to "
-                "1, or parallel.ep to 1"
-            )
-        if self.ep > 1 and self.zero_stage == 3:
-            raise ValueError(
-                f"parallel.zero_stage 3 does not go with parallel.ep {self.ep}: DeepSpeed shards no experts that "
-                "workers have of their own; set parallel.zero_stage to 2 or less, or parallel.ep to 1"
-            )
-        return self
+        """Workers that hold one copy of the model together, as far as is asked for."""
+        return (self.pp or 1) * (self.tp or 1)
 
 
 class BudgetSection(Section):
@@ -153,6 +123,9 @@ class ClusterSection(Section):
     """`auto`: the cluster in RAY_ADDRESS, else an embedded one; `local`: always embedded; or a Ray address."""
     local_nodes: int = Field(default=2, ge=1)
     """Ray nodes of the embedded cluster."""
+    device_memory: ByteSize | None = Field(default=None, gt=0)
+    """Memory that a worker may use, of its GPU or, without GPUs, of its node: bytes, or such as 24GiB. None: what Ray
+    says of the cluster. `parallel.layout: auto` plans for it."""
     dashboard: bool = False
     """Start the Ray dashboard with the embedded cluster, on localhost."""
     dashboard_port: int = Field(default=8265, ge=1024, le=65535)

@@ -24,6 +24,7 @@ from elastictrain.config.running import (
 from elastictrain.config.section import Section
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout, plan_layout
+from elastictrain.plan.rules import DEFAULT_ZERO_STAGE, refusal
 
 
 class TrainConfig(Section):
@@ -44,54 +45,31 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _model_splits(self) -> TrainConfig:
-        model, pp, tp = self.model, self.parallel.pp, self.parallel.tp
+        model, parallel = self.model, self.parallel
         if self.data.samples is not None and model.kind != "own":
             raise ValueError(
                 f"data.samples {self.data.samples} needs model.kind own, not {model.kind}, which learns text: leave "
                 "data.samples out, or set model.kind and model.workload"
             )
-        if model.kind != "transformer" and pp * tp > 1:
-            raise ValueError(
-                f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind {model.kind}, only this project's "
-                "transformer: set both to 1, and parallel.zero_stage 3 where the model is too large for one worker"
-            )
-        if tp > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:
-            raise ValueError(
-                f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
-                "would leave out what other workers of a replica hold; set parallel.zero_stage to 1"
-            )
-        heads = model.num_kv_heads or model.num_heads
-        if heads % tp:
-            raise ValueError(
-                f"parallel.tp {tp} workers can't share {heads} heads of keys and values evenly: set parallel.tp to a "
-                "divisor of model.num_kv_heads (of model.num_heads where that is not set)"
-            )
-        if pp > model.num_layers:
-            raise ValueError(
-                f"parallel.pp {pp} stages can't share model.num_layers {model.num_layers}: each needs at least one; "
-                f"set parallel.pp to at most {model.num_layers}"
-            )
+        problem = refusal(
+            self.train.dtype,
+            zero_stage=self._zero_stage,
+            pp=parallel.pp or 1,
+            tp=parallel.tp or 1,
+            ep=parallel.ep,
+            num_layers=model.num_layers,
+            num_kv_heads=model.num_kv_heads or model.num_heads,
+            num_experts=model.num_experts or 1,
+            kind=model.kind,
+        )
+        if problem:
+            raise ValueError(problem)
         return self
 
-    @model_validator(mode="after")
-    def _experts_share_out(self) -> TrainConfig:
-        num_experts, pp, tp, ep = self.model.num_experts, self.parallel.pp, self.parallel.tp, self.parallel.ep
-        if num_experts is not None and pp * tp > 1:
-            raise ValueError(
-                f"parallel.pp {pp} and parallel.tp {tp} are not run with model.num_experts {num_experts}: set both to "
-                "1, and parallel.ep to share the experts out"
-            )
-        if ep > 1 and (num_experts or 1) % ep:
-            raise ValueError(
-                f"parallel.ep {ep} workers can't share model.num_experts {num_experts} evenly: set parallel.ep to a "
-                "divisor of model.num_experts"
-            )
-        if ep > 1 and self.train.dtype == "bf16" and not self.parallel.zero_stage:
-            raise ValueError(
-                f"parallel.ep {ep} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
-                "would leave the experts out; set parallel.zero_stage to 1 or 2"
-            )
-        return self
+    @property
+    def _zero_stage(self) -> int:
+        stage = self.parallel.zero_stage
+        return DEFAULT_ZERO_STAGE if stage is None else stage
 
     @model_validator(mode="after")
     def _whole_step(self) -> TrainConfig:
@@ -112,19 +90,25 @@ class TrainConfig(Section):
         return [(number, fault) for number, fault in enumerate(self.faults) if fault.at > self.train.steps]
 
     def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
-        """The layout at this world size; raises ConfigError with the arithmetic when there is none.
+        """The layout at this world size with what is asked for, and the defaults of what is not.
 
-        `micro_batch` is the one in force where memory has run out; None means train.micro_batch.
+        Raises ConfigError with the arithmetic when there is none. `micro_batch` is another than train.micro_batch.
         """
         return plan_layout(
             world_size,
             global_batch=self.train.global_batch,
             micro_batch=micro_batch or self.train.micro_batch,
-            zero_stage=self.parallel.zero_stage,
-            pp=self.parallel.pp,
-            tp=self.parallel.tp,
+            zero_stage=self._zero_stage,
+            pp=self.parallel.pp or 1,
+            tp=self.parallel.tp or 1,
             ep=self.parallel.ep,
+            recompute=bool(self.train.activation_checkpointing),
         )
+
+    def under(self, layout: Layout) -> TrainConfig:
+        """The same run as this layout has it: with its activation checkpointing."""
+        train = self.train.model_copy(update={"activation_checkpointing": layout.recompute})
+        return self.model_copy(update={"train": train})
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -1,6 +1,6 @@
 """What is lost and what fails: who is charged for it, and whether the run goes on.
 
-A failure of the group charges one of the budgets in `control.budget`, or makes the micro-batch smaller
+A failure of the group charges one of the budgets in `control.budget`, or leads to a leaner layout
 (`control.memory`), and the group is fenced; nothing else is decided here.
 """
 
@@ -67,8 +67,14 @@ def _look_again(state: State, now: float) -> Decision:
 
 
 def fail_forming(state: State, name: str | None, cause: Cause, now: float) -> Decision:
-    """A worker whose engine can't be rebuilt is replaced, not the job; the very same error again ends the run."""
+    """A worker whose engine can't be rebuilt is replaced, not the job; the very same error again ends the run.
+
+    One whose engine finds no memory is too, since nobody knows what the half-built one holds; the layout is to blame.
+    """
     guilty = {name} & state.workers.keys() if name is not None else set()
+    if guilty and cause.kind == "oom":
+        state, actions = lack_memory(_without(state, guilty), cause, state.restore.step + 1, own=True, now=now)
+        return state, [*(StopWorker(n) for n in sorted(guilty)), *actions]
     state = _without(_failed_at(state, {state.workers[n].node for n in guilty}, now), guilty)
     if cause.kind == "exception":
         error = (state.restore.step, f"forming: {cause.message}")

@@ -67,9 +67,10 @@ def _gather(state: State, now: float) -> Decision:
     if state.size and (largest or not state.coming or late):
         nodes = _nodes_of_ready(state)
         members = assign_ranks(state.size, nodes, state.members, state.nodes)
-        members = seat_together(members, nodes, state.policy.neighbours)
+        choice = state.choice(state.size)
+        members = seat_together(members, nodes, choice.layout.tp * choice.layout.ep)  # they talk all the time
         state = replace(state, phase="forming", members=members, leaving=False)
-        return state, [Form(state.generation, members, state.restore, state.cause, state.micro_batch)]
+        return state, [Form(state.generation, members, state.restore, state.cause, choice)]
     fewest = state.policy.world_sizes[0]
     if state.leaving:
         message = f"fewer than {fewest} workers stay: the newest step is made durable, and the run waits for room"

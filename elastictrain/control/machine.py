@@ -5,8 +5,8 @@
         +------Fenced------ fencing <-----+---- a failure, or a resize
 
 Invariants (tested by properties): a generation is formed only after everything older was fenced, so one at most
-writes; a failure is charged to a finite budget, or makes the micro-batch smaller, and only new steps forgive it, so a
-run ends or makes progress; whoever waits has a deadline. Each decision is linear in the number of workers.
+writes; a failure is charged to a finite budget, or leads to the next of finitely many plans, and only new steps forgive
+it, so a run ends or makes progress; whoever waits has a deadline. Each decision is linear in the number of workers.
 
 What is lost is dealt with in `failing`, the way to the next group in `gathering`.
 """
@@ -72,9 +72,8 @@ def begin(
 
     `trusted` says up to which step earlier generations' states may be used, where memory still has some.
     """
-    step, largest = restore.step, policy.micro_batches[0]
-    account = Account(step, step)
-    return State(policy, "gathering", generation, restore, cause, now, step, account, largest, trusted=trusted or {})
+    step = restore.step
+    return State(policy, "gathering", generation, restore, cause, now, step, Account(step, step), trusted=trusted or {})
 
 
 def advance(state: State, seen: Observation, now: float) -> Decision:

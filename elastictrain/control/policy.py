@@ -5,25 +5,18 @@ from __future__ import annotations
 from elastictrain.config import TrainConfig
 from elastictrain.control.budget import Budgets
 from elastictrain.control.state import Policy
-from elastictrain.plan.layout import legal_world_sizes, micro_batch_ladder
+from elastictrain.plan.auto import Plans
 
 
-def policy_of(config: TrainConfig, micro_batch: int, on_gpus: bool) -> Policy:
-    """What the state machine may do; `micro_batch` is the one in force, train.micro_batch or less."""
-    elastic, train = config.elastic, config.train
-    replica, ep = config.parallel.replica_size, config.parallel.ep
-    sizes = legal_world_sizes(
-        train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers, replica, ep
-    )
-    ladder = micro_batch_ladder(train.global_batch, train.micro_batch, [size // replica for size in sizes])
+def policy_of(config: TrainConfig, plans: Plans, on_gpus: bool) -> Policy:
+    """What the state machine may do; `plans` begin with the one in force."""
+    elastic = config.elastic
     return Policy(
-        steps=train.steps,
-        world_sizes=sizes,
+        steps=config.train.steps,
+        plans=plans,
         standby=elastic.standby,
         budgets=Budgets.of(elastic),
         replace_timeout_s=elastic.replace_timeout_s,
         wait_timeout_s=elastic.wait_timeout_s,
         unreserved_standby=not on_gpus,
-        neighbours=config.parallel.tp * ep,
-        micro_batches=tuple(m for m in ladder if m <= micro_batch),
     )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from elastictrain.control.budget import Account, Budgets
 from elastictrain.control.vocabulary import Phase, RestorePoint
+from elastictrain.plan.auto import Choice, Plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +17,19 @@ class Policy:
     """What the user allows; the same for the whole run."""
 
     steps: int
-    world_sizes: tuple[int, ...]
-    """Legal ones between min_workers and max_workers, ascending, never empty."""
+    plans: Plans
+    """The one to begin with, then those to fall back on when memory runs out; all for the same world sizes."""
     standby: int
     budgets: Budgets
     replace_timeout_s: float
     wait_timeout_s: float
     unreserved_standby: bool = True
     """A standby may wait without a slot of its own (CPU clusters) and take over that of the worker it replaces."""
-    neighbours: int = 1
-    """Ranks in a row that talk all the time and belong on one node."""
-    micro_batches: tuple[int, ...] = (1,)
-    """The one to begin with, then those to fall back on when memory runs out, descending; see `plan.layout`."""
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """Legal ones between min_workers and max_workers, ascending, never empty."""
+        return tuple(sorted(self.plans[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ class State:
     committed_step: int
     account: Account
     """Failures since the last progress."""
-    micro_batch: int
-    """That the next generation is formed with; the one in force while one is there."""
+    rung: int = 0
+    """Which of the policy's plans the next generation is formed by; the one in force while one is there."""
     nodes: Mapping[str, int] = field(default_factory=dict)
     """Slots for workers, by node."""
     workers: Mapping[str, Worker] = field(default_factory=dict)
@@ -105,6 +107,10 @@ class State:
     trusted: Mapping[int, int] = field(default_factory=dict)
     """The last step of a generation whose states may be used, for those in which memory was corrupted."""
     warned: frozenset[str] = frozenset()
+
+    def choice(self, world_size: int) -> Choice:
+        """The layout of so many workers, and why."""
+        return self.policy.plans[self.rung][world_size]
 
     @property
     def ready(self) -> list[str]:

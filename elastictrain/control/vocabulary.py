@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from elastictrain.events import Cause, RunStatus, Source
+from elastictrain.plan.auto import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,8 @@ class Form:
     workers: tuple[str, ...]
     restore: RestorePoint
     cause: str
-    micro_batch: int
+    choice: Choice
+    """The layout, and why it is this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,9 @@ class PipelineEngine(SplitEngine):
         self._on_phase("forward")
         torch.manual_seed(next(self._seeds))
         engine._exec_forward_pass(buffer_id)
+        if self._is_last:
+            # DeepSpeed would keep the scores of two micro-batches; the backward pass begins at the loss
+            engine.pipe_buffers["outputs"][buffer_id] = None
 
     def _backward(self, engine: Any, buffer_id: int) -> None:
         self._num_backward += 1

@@ -18,11 +18,11 @@ from elastictrain.plan.layout import Layout
 from elastictrain.workloads.base import Batch, Workload
 
 
-def warm(workload: Workload, config: TrainConfig, micro_batch: Batch) -> None:
-    """Build, step and tear down an engine of this config in a world of one; leaves nothing but a warm process."""
+def warm(workload: Workload, config: TrainConfig, zero_stage: int, micro_batch: Batch) -> None:
+    """Build, step and tear down an engine of this kind in a world of one; leaves nothing but a warm process."""
     # Two micro-batches: accumulating takes paths of its own.
     samples = len(next(iter(micro_batch.values())))
-    layout = Layout(1, config.parallel.zero_stage, samples, 2)
+    layout = Layout(1, zero_stage, samples, 2)
     rendezvous = Rendezvous.serve("127.0.0.1")
     group = RankGroup(rendezvous.address, 0, 0, 1)
     group.form()

@@ -70,4 +70,5 @@ def micro_batch_bytes(
     working = int(tokens * (2 * e * h + mlp_gradients)) + (whole if recompute else 0)
     final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
     scores = tokens * shape.vocab_size // tp * FP32
-    return Activations(num_layers * kept, working, final_norm + scores, 2 * scores)
+    copies = 2 if tp == 1 else 3  # the loss of shared scores is put together from its parts
+    return Activations(num_layers * kept, working, final_norm + scores, copies * scores)

@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from elastictrain.errors import ConfigError
-from elastictrain.plan.cluster import Cluster, Dtype
+from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
 from elastictrain.plan.layout import legal_world_sizes
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
-from elastictrain.plan.space import Candidate, Choices, enumerate_layouts
+from elastictrain.plan.rules import SPLIT_KIND, refusal
+from elastictrain.plan.space import Candidate, Choices, enumerate_layouts, splits_of
 from elastictrain.plan.step_time import StepTime, model_flops, step_time
-
-TIME_ERROR = 0.15
-"""How far predicted seconds of a step were from measured ones at most; docs/plan.md says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,23 @@ class Job:
     shape: ModelShape
     dtype: Dtype
     global_batch: int
+    splits: bool = True
+    """Whether the model can be dealt out to several workers."""
+
+    def runs(self, candidate: Candidate) -> bool:
+        """Whether this project's engines can train so."""
+        c, shape = candidate, self.shape
+        return c.has_layout and not refusal(
+            self.dtype,
+            zero_stage=c.zero_stage,
+            pp=c.pp,
+            tp=c.tp,
+            ep=c.ep,
+            num_layers=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            num_experts=shape.num_experts,
+            kind=SPLIT_KIND if self.splits else "another",
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -54,9 +69,9 @@ class Option:
         peak = self.candidate.world_size * cluster.device.flops[job.dtype]
         return model_flops(job.shape, job.global_batch) / self.time.step_s / peak
 
-    def as_fast_as(self, other: Option) -> bool:
+    def as_fast_as(self, other: Option, error: float = TIME_ERROR) -> bool:
         """Whether it is no slower, as far as the predictions can tell."""
-        return self.time.step_s <= (1 + TIME_ERROR) * other.time.step_s
+        return self.time.step_s <= (1 + error) * other.time.step_s
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
@@ -108,11 +123,12 @@ def fits(memory: Memory, cluster: Cluster) -> bool:
 
 
 def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None) -> Ranking:
-    """The candidates of this world that fit, the best first.
+    """The candidates of this world that fit, the best first; without `choices`, of all that the engines run.
 
     Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
-    candidates = enumerate_layouts(job.shape, world_size, job.global_batch, choices)
+    found = enumerate_layouts(job.shape, world_size, job.global_batch, choices or _all_splits(job, cluster, world_size))
+    candidates = found if choices else (candidate for candidate in found if job.runs(candidate))
     looked_at, leanest, leanest_of, options = 0, None, None, []
     for candidate in candidates:
         looked_at += 1
@@ -130,7 +146,11 @@ def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices |
             f"{world_size} workers can't share a step of train.global_batch {job.global_batch}: no micro-batch comes "
             "out whole; make train.global_batch a multiple of the number of workers"
         )
-    raise NothingFits(_arithmetic(leanest, leanest_of, cluster, world_size))
+    raise NothingFits(shortage(leanest, leanest_of, cluster, world_size))
+
+
+def _all_splits(job: Job, cluster: Cluster, world_size: int) -> Choices:
+    return splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else Choices()
 
 
 def world_sizes(
@@ -168,10 +188,12 @@ def why(winner: Option, loser: Option) -> str:
     slower = loser.time.step_s / winner.time.step_s - 1
     parts = " and ".join(f"{part.replace('_', ' ')} ({seconds:.3g} s)" for seconds, part in saved)
     error = ", within the error" if loser.as_fast_as(winner) else ""
-    return f"{100 * slower:.2g} % slower{error}: more {parts}"
+    share = f"{100 * slower:.2g}" if slower < 1 else f"{100 * slower:.0f}"
+    return f"{share} % slower{error}: more {parts}"
 
 
-def _arithmetic(memory: Memory, candidate: Candidate | None, cluster: Cluster, world_size: int) -> str:
+def shortage(memory: Memory, candidate: Candidate | None, cluster: Cluster, world_size: int) -> str:
+    """That nothing fits, with the arithmetic of the candidate that needs least."""
     device = cluster.device
     parts = [
         (name, getattr(memory, name))
@@ -181,5 +203,6 @@ def _arithmetic(memory: Memory, candidate: Candidate | None, cluster: Cluster, w
     return (
         f"no layout of {world_size} workers fits {device.name} with {device.memory_bytes / 1e9:.3g} GB: the leanest, "
         f"{candidate}, needs {total} = {memory.device_bytes / 1e9:.3g} GB a worker. Use more workers, a smaller "
-        "model.hidden_size, model.num_layers or data.seq_len, or devices with more memory."
+        "model.hidden_size, model.num_layers or data.seq_len, or devices with more memory (a larger "
+        "cluster.device_memory, if that is set)."
     )

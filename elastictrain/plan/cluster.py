@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["fp32", "bf16"]
 
+TIME_ERROR = 0.15
+"""How far predicted seconds of a step were from measured ones at most; docs/plan.md says where."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -90,6 +93,9 @@ class Cluster(_Section):
     """What of these speeds is reached."""
     nvme_bytes_per_s: float = Field(default=0.0, ge=0)
     """Reading speed of a node's NVMe drives together, shared by its devices; 0 means none."""
+    time_error: float = Field(default=TIME_ERROR, ge=0)
+    """How far off the seconds of a step may be that these speeds give: of two steps closer than that, neither is known
+    to be the faster."""
 
     @property
     def num_devices(self) -> int:

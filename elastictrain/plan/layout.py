@@ -45,6 +45,8 @@ class Layout:
     tp: int = 1
     ep: int = 1
     """Replicas among which the experts are shared out; a divisor of dp."""
+    recompute: bool = False
+    """Each block's activations are computed again in the backward pass."""
 
     @property
     def world_size(self) -> int:
@@ -79,11 +81,12 @@ class Layout:
         return self.micro_batch * self.accumulation * self.dp
 
     def __str__(self) -> str:
-        return f"{self.degrees} {self.micro_batch}x{self.accumulation}"
+        return f"{self.degrees} {self.micro_batch}x{self.accumulation}" + " recompute" * self.recompute
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying."""
-        unsaid = {name for name in ("pp", "tp", "ep") if getattr(self, name) == 1}
+        """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying, and so on."""
+        usual = {"pp": 1, "tp": 1, "ep": 1, "recompute": False}
+        unsaid = {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
@@ -99,7 +102,15 @@ def legal_world_sizes(
 
 
 def plan_layout(
-    world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int, pp: int = 1, tp: int = 1, ep: int = 1
+    world_size: int,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    zero_stage: int,
+    pp: int = 1,
+    tp: int = 1,
+    ep: int = 1,
+    recompute: bool = False,
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
     dp, rest = divmod(world_size, pp * tp)
@@ -132,7 +143,7 @@ def plan_layout(
             f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal)) or 'none'}: set "
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
-    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp, ep)
+    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp, ep, recompute)
 
 
 def micro_batch_ladder(global_batch: int, micro_batch: int, replicas: Sequence[int]) -> tuple[int, ...]:

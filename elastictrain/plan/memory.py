@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from elastictrain.plan.activations import micro_batch_bytes
+from elastictrain.plan.activations import BYTES, FP32, micro_batch_bytes
 from elastictrain.plan.cluster import Device, Dtype
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
@@ -73,6 +73,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         table=stage.table,
         tied=stage.tied,
         small=stage.small,
+        pipeline=candidate.pp > 1,
     )
     if stage.experts:
         sharded_over = max(1, candidate.zero_group // candidate.ep)
@@ -85,6 +86,8 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     in_flight = min(candidate.pp - stage.index, candidate.accumulation)
     kept = of_one.layers * in_flight
     several = candidate.accumulation > 1
+    # A shared embedding's gradient is summed in fp32 by who borrows it, and received by who lends it.
+    shared_sum = FP32 * stage.shared
     before = state.gradients_between if several else state.gradients_before
     bucket = state.bucket_between if several else state.bucket_before
 
@@ -96,7 +99,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     if stage.last:
         moments["loss"] = (before, bucket, kept + of_one.head + of_one.loss)
     optimizer, host, nvme = state.optimizer, 0, 0
-    weights = state.weights
+    weights = state.weights + (0 if stage.first else BYTES[dtype] * stage.shared)
     if candidate.offload != "none":
         # Masters, moments and the gradients that they are updated with; at stage 3 the weights of this rank too.
         away = state.optimizer + state.optimizer // 3
@@ -107,7 +110,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     found = []
     for moment, (gradients, buffers, activations) in moments.items():
         gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)
-        parts = (weights + gathered, gradients, optimizer, activations, buffers)
+        parts = (weights + gathered, gradients + shared_sum, optimizer, activations, buffers)
         lost = int(device.fragmentation * (activations + buffers + gathered))
         found.append(Memory(moment, *parts, lost, device.reserved_bytes, host, nvme))
     return max(found, key=lambda memory: memory.device_bytes)

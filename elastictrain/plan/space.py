@@ -5,7 +5,7 @@
 Ranks are placed so that the talkative ones are neighbours: tp innermost, then sp, then dp, then pp outermost (the
 order of Narayanan et al. 2021, Takeaway 1). Experts are spread over data-parallel ranks, so ep divides dp x sp. The
 rules that DeepSpeed sets (no ZeRO 2 or 3 under a pipeline, no ZeRO 3 with its experts) are rules here; what this
-project's engine does not do yet is enumerated too, and says so (`Candidate.runs_today`).
+project's engines do not do yet is enumerated too: `choose.Job.runs` tells.
 """
 
 from __future__ import annotations
@@ -53,18 +53,33 @@ class Candidate:
         """Ranks over which ZeRO shards, and gradients of what is not an expert are averaged."""
         return self.dp * self.sp
 
+    @classmethod
+    def of(cls, layout: Layout) -> Candidate:
+        """The inverse of `layout`."""
+        return cls(
+            layout.dp,
+            layout.micro_batch,
+            layout.accumulation,
+            layout.zero_stage,
+            pp=layout.pp,
+            tp=layout.tp,
+            ep=layout.ep,
+            activation_checkpointing=layout.recompute,
+        )
+
     @property
-    def runs_today(self) -> bool:
-        """Whether this project's engines can train so."""
-        split_state = self.tp > 1 and self.zero_stage > 1
-        split_experts = self.ep > 1 and self.pp * self.tp > 1
-        return (self.sp, self.offload) == (1, "none") and not split_state and not split_experts
+    def has_layout(self) -> bool:
+        """Whether a `Layout` can say it: what it can't, no engine runs."""
+        return (self.sp, self.offload) == (1, "none")
 
     def layout(self) -> Layout:
-        """What the engine is built with; only of one that runs today."""
-        if not self.runs_today:
+        """What the engine is built with."""
+        if not self.has_layout:
             raise ValueError(f"the engine has no layout for {self}")
-        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp, self.ep)
+        recompute = self.activation_checkpointing
+        return Layout(
+            self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp, self.ep, recompute
+        )
 
     def __str__(self) -> str:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]
@@ -75,12 +90,12 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
-        return asdict(self) | {"world_size": self.world_size, "runs_today": self.runs_today}
+        return asdict(self) | {"world_size": self.world_size}
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What may be varied; each field lists the values to look at. The default is what `parallel.layout: auto` runs."""
+    """What may be varied; each field lists the values to look at. The default is data parallelism alone."""
 
     zero_stage: Sequence[int] = (0, 1, 2, 3)
     micro_batch: Sequence[int] | None = None
@@ -93,6 +108,12 @@ class Choices:
     offload: Sequence[Offload] = ("none",)
     most_tp_sp: int | None = None
     """Most ranks of tensor and sequence parallelism together; None means any number."""
+
+
+def splits_of(shape: ModelShape, world_size: int, devices_per_node: int) -> Choices:
+    """Every way to deal one model out to stages, and to the workers of a node."""
+    within_node = [d for d in divisors(world_size) if d <= devices_per_node]
+    return Choices(pp=[d for d in divisors(world_size) if d <= shape.num_layers], tp=within_node)
 
 
 def everything(shape: ModelShape, world_size: int, devices_per_node: int, nvme: bool = False) -> Choices:
@@ -147,7 +168,7 @@ def _of_degrees(
 
 def _divides(shape: ModelShape, pp: int, tp: int, sp: int) -> bool:
     heads = shape.num_heads % (tp * sp) == 0 and shape.num_kv_heads % tp == 0
-    return heads and shape.intermediate_size % tp == 0 and shape.seq_len % sp == 0 and pp <= shape.num_layers
+    return heads and shape.seq_len % sp == 0 and pp <= shape.num_layers
 
 
 def divisors(number: int) -> list[int]:

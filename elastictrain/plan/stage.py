@@ -1,7 +1,8 @@
 """What one rank of a pipeline stage holds and computes of the model (pure).
 
 Layers are dealt to stages as the engine deals them (`part`); the embedding lies in the first stage and the head in the
-last, which holds a copy of a tied embedding. Matrices are split by tp, experts by ep; norms and routers are not split.
+last, which borrows a tied embedding: the weights and their gradient, without optimizer state. Matrices are split by tp,
+experts by ep; norms and routers are not split.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ class Stage:
     first: bool
     last: bool
     dense: int
-    """Parameters but for experts."""
+    """Parameters that are updated here, but for experts."""
     experts: int
     """Parameters of experts."""
     table: int
     """Elements of the embedding, if it lies here."""
     tied: bool
     """Whether this stage uses it as the head too."""
+    shared: int
+    """Elements of a tied embedding that this stage shares with the other end of a pipeline: lent by the first, borrowed
+    by the last."""
     small: int
     """Elements in weights of at most PERSISTENT_ELEMENTS."""
 
@@ -56,9 +60,9 @@ def _stage(shape: ModelShape, pp: int, tp: int, ep: int, index: int) -> Stage:
     tied = shape.tie_embeddings and first and last
     if last:
         dense += final_norm + -(-(shape.head_parameters - final_norm) // tp)
-        dense += table if shape.tie_embeddings and not first else 0
     small = _small_elements(shape, num_layers, tp) + last * final_norm
-    return Stage(index, num_layers, first, last, dense, experts, first * table, tied, small)
+    shared = table if shape.tie_embeddings and first != last else 0
+    return Stage(index, num_layers, first, last, dense, experts, first * table, tied, shared, small)
 
 
 def heaviest(candidate: Candidate) -> tuple[int, ...]:

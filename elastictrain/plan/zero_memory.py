@@ -16,6 +16,9 @@ bucket:
     3   fp32        4/N       12/N        4/N                      12 B  bucket, flattened and scattered copy
         bf16        2/N       12/N        4/N                      12 B
 
+In a pipeline, DeepSpeed trains bf16 at stage 0 with the optimizer of stage 1, and with gradients in bf16: 12/N and
+2 + 2.
+
 On more than one rank, stage 3 also holds whole weights beside its shares: those up to 100,000 elements for ever, and up
 to a billion elements in all from their use in the forward pass to that in the backward pass. Measured:
 `benchmarks/plan_memory.py`.
@@ -70,19 +73,29 @@ class StateBytes:
 
 
 def state_bytes(
-    parameters: int, dtype: str, zero_stage: int, group: int, *, table: int = 0, tied: bool = False, small: int = 0
+    parameters: int,
+    dtype: str,
+    zero_stage: int,
+    group: int,
+    *,
+    table: int = 0,
+    tied: bool = False,
+    small: int = 0,
+    pipeline: bool = False,
 ) -> StateBytes:
     """Of `parameters` elements on this rank, sharded by ZeRO over `group` ranks.
 
     `table` are the elements of the embedding here, if `tied` used twice, so that two gradients are added; `small` those
-    of weights with at most 100,000 elements.
+    of weights with at most 100,000 elements; `pipeline` says that the rank is a stage of one.
     """
     e = BYTES[dtype]
     weights, both_uses = e * parameters, 2 * e * table * tied
-    if zero_stage == 0:
-        return _stage_0(parameters, e, weights, both_uses)
     share = -(-parameters // group)
     optimizer = FP32 * (ADAM_MOMENTS + 1) * share
+    if zero_stage == 0 and pipeline and e < FP32:
+        return _stage_0_bf16_pipeline(weights, optimizer, FP32 * share, both_uses)
+    if zero_stage == 0:
+        return _stage_0(parameters, e, weights, both_uses)
     bucket = min(parameters, LARGEST_BUCKET)
     if zero_stage == 1 and e < FP32:
         return _stage_1_bf16(parameters, weights, optimizer, both_uses)
@@ -114,6 +127,13 @@ def _stage_0(parameters: int, e: int, weights: int, both_uses: int) -> StateByte
     return StateBytes(
         weights, FP32 * (ADAM_MOMENTS + low) * parameters, gradients_between=weights, gradients_after=weights,
         reduction=max(copies, both_uses), update=weights + FP32 * low * parameters,
+    )  # fmt: skip
+
+
+def _stage_0_bf16_pipeline(weights: int, optimizer: int, fp32_share: int, both_uses: int) -> StateBytes:
+    return StateBytes(
+        weights, optimizer, gradients_before=weights, gradients_between=2 * weights, gradients_after=2 * weights,
+        reduction=max(weights, both_uses), update=2 * weights + fp32_share,
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.plan.figures import Figures, figures_of
+from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
 from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.errands import Errands
@@ -109,6 +111,8 @@ class Fleet:
     workers: dict[str, WorkerHandle] = field(default_factory=dict)
     banned: dict[str, float] = field(default_factory=dict)
     """Ray ids of nodes given up on, and until when (monotonic seconds)."""
+    zero_stage: int = DEFAULT_ZERO_STAGE
+    """The one that workers get ready for."""
     draining: dict[str, int] = field(default_factory=dict)
     """Ray ids of nodes that are drained, with the deadline in unix ms, as of the last survey."""
     errands: Errands = field(default_factory=Errands)
@@ -117,12 +121,20 @@ class Fleet:
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.demand = demand_of(self.config, [node for node in ray.nodes() if node["Alive"]])
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        self.resources = [node["Resources"] for node in alive]
+        self.demand = demand_of(self.config, alive)
 
     @property
     def on_gpus(self) -> bool:
         """Whether each worker holds a GPU."""
         return "GPU" in self.demand
+
+    def figures(self) -> Figures:
+        """What is known of the machines that there are now."""
+        elastic = self.config.elastic
+        workers = elastic.max_workers + elastic.standby
+        return figures_of(self.resources, self.demand, self.config.cluster.device_memory, workers)
 
     def survey(self) -> Future[Survey]:
         """Ask Ray for its nodes."""
@@ -227,7 +239,7 @@ class Fleet:
             runtime_env={"env_vars": allocator_environment()},
         ).remote(name, config.to_dict(), node.keeper, node.address, self.token)
         self.workers[name] = WorkerHandle(name, node_name, actor, slot)
-        return actor.warm.remote(node_name, data_folder)
+        return actor.warm.remote(node_name, data_folder, self.zero_stage)
 
     def _slot(self, node: Node) -> PlacementGroup:
         if self._free_slots[node.name]:

@@ -64,7 +64,7 @@ class Forming:
     @property
     def layout(self) -> Layout:
         """Of the new generation."""
-        return self.config.layout(len(self.order.workers), self.order.micro_batch)
+        return self.order.choice.layout
 
     def start(self) -> None:
         """Send the orders."""

@@ -28,6 +28,7 @@ from elastictrain.engine.waits import tell_waits
 from elastictrain.engine.warm import warm
 from elastictrain.errors import BadLossError, PeerLostError, StateCorruptedError
 from elastictrain.faults import FaultPlan
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.bad_steps import BadSteps
 from elastictrain.runtime.board import Board
 from elastictrain.runtime.evaluate import evaluate
@@ -81,12 +82,12 @@ class RankProgram:
         """Commit to another keeper from the next generation on."""
         self._keeper, self._commit_at = keeper, commit_at
 
-    def warm(self) -> str:
+    def warm(self, zero_stage: int) -> str:
         """Make later engines cheap; returns the address of this process's rendezvous.
 
-        With a single sample: the micro-batch may not fit, and then it is control's to make it smaller.
+        With a single sample: the micro-batch may not fit, and then it is control's to take a leaner layout.
         """
-        warm(self._workload, self._config, self._data.train.read([0]))
+        warm(self._workload, self._config, zero_stage, self._data.train.read([0]))
         tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address
@@ -106,6 +107,7 @@ class RankProgram:
         self._group.form()
         clock.lap("rendezvous")
         self._faults = FaultPlan(order.faults, order.rank, self._announce, self._flip_bit)
+        self._adapt(layout)
         workload = self._workload
         if any(fault.kind == "nan" for _, fault in order.faults):
             workload = SpoiledWorkload(workload, self._faults.nan_due)
@@ -126,6 +128,12 @@ class RankProgram:
             ray.get(attached), order.generation, order.rank, layout.world_size, self._line.commit
         )
         return FormReply(clock.laps, engine.tensors() if order.rank == 0 else ())
+
+    def _adapt(self, layout: Layout) -> None:
+        """Have the model built as the layout wants it."""
+        if layout.recompute != bool(self._config.train.activation_checkpointing):
+            self._config = self._config.under(layout)
+            self._workload = build_workload(self._config, self._data.vocab_size)
 
     def _announce(self, index: int, step: int) -> None:
         ray.get(self._keeper.announce.remote(index, step, self._order_of.rank))
@@ -184,7 +192,7 @@ class RankProgram:
                 raise PeerLostError(f"generation {generation} was fenced")
             self._faults.strike(step, phase)
             num_backward += phase == "backward"
-            if self._config.parallel.zero_stage == 0 and phase == "backward" and num_backward == len(batches):
+            if self._order_of.layout.zero_stage == 0 and phase == "backward" and num_backward == len(batches):
                 # Without sharding the update has no collective, so this gradient reduction is the last one between
                 # waiting for a snapshot and beginning the next: see checkpoint.snapshot.
                 before_reduction()

@@ -32,6 +32,7 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
+from elastictrain.plan.layout import Layout
 from elastictrain.runtime.durable import as_written
 from elastictrain.runtime.estate import Estate
 from elastictrain.runtime.inherit import Heir, find_heir
@@ -39,12 +40,8 @@ from elastictrain.runtime.protocol import FaultAnnounced, RestoreFrom
 from elastictrain.state.tensors import LogicalTensor
 from elastictrain.tracking.attempts import split_attempts
 from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
-from elastictrain.tracking.in_force import micro_batch_in_force
+from elastictrain.tracking.in_force import layout_in_force
 
-_STILL_SMALLER = (
-    "the run goes on with micro-batch {} instead of train.micro_batch {}, with which it ran out of memory before. "
-    "Another train.micro_batch, train.activation_checkpointing or parallel.* is tried as it is."
-)
 Emit = Callable[[Event], None]
 
 
@@ -73,8 +70,8 @@ class StartPoint:
     generation: int
     fired: frozenset[int]
     """Planned faults that struck in earlier attempts."""
-    micro_batch: int
-    """The one in force: smaller than train.micro_batch when memory ran out in earlier attempts."""
+    in_force: Layout | None
+    """That of the newest generation, if the config is still the same in what memory depends on."""
     seen: tuple[Seen, ...] = ()
     """What is recorded of the last steps, up to the restored state's."""
     remembered: Remembered | None = None
@@ -120,16 +117,13 @@ def start_point(
         tell(event)
     newest = next_generation(earlier) - 1
     fired = frozenset(e.index for e in told if isinstance(e, FaultInjected))
-    micro_batch = micro_batch_in_force(earlier, config)
-    if micro_batch < config.train.micro_batch:
-        tell(Warned(time.time(), "memory", _STILL_SMALLER.format(micro_batch, config.train.micro_batch)))
     start = StartPoint(
         restore=RestoreFrom("fresh", 0),
         sample_chain=EMPTY_CHAIN,
         layout=None,
         generation=max(newest + 1, estate.generation if estate else 0),
         fired=fired,
-        micro_batch=micro_batch,
+        in_force=layout_in_force(earlier, config),
     )
     standing = {e.step: e for e in committed_steps(told).standing}
     if heir is not None and estate is not None:

@@ -18,6 +18,7 @@ from elastictrain.events import (
     Event,
     FailureDetected,
     GenerationStarted,
+    LayoutChosen,
     Member,
     Recovered,
     StepCommitted,
@@ -41,6 +42,7 @@ class Story:
     """Highest step whose update some rank of the failed generation had done."""
     lost_steps: int | None = None
     """Of a failure that was told before, and that the first step heals: the last driver's death; None without one."""
+    _told_layout: dict[str, Any] | None = None
     _lost_steps: int = 0
     _continuation: Continuation = "bit_exact"
     _unhealed: bool = False
@@ -122,6 +124,12 @@ class Story:
                 phases_s=phases_s,
             )
         )
+        if layout != self._told_layout:
+            self._told_layout, choice = layout, order.choice
+            needs = choice.memory.device_bytes if choice.memory else None
+            self.record(
+                LayoutChosen(time.time(), order.generation, layout, choice.why, choice.runner_up, needs, choice.step_s)
+            )
 
     def _heal(self, first: StepCommitted) -> None:
         """One recovery heals all failures since the last step."""

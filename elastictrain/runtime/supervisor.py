@@ -22,6 +22,7 @@ from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import State
 from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
+from elastictrain.plan.auto import Plans
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.breakage import Breakage
 from elastictrain.runtime.cluster import head_answers
@@ -67,6 +68,7 @@ class Supervisor:
         data_folder: str,
         store: CheckpointStore,
         start: StartPoint,
+        plans: Plans,
         live: Live,
         emit: Callable[[Event], None],
     ) -> None:
@@ -81,7 +83,7 @@ class Supervisor:
             commits.recall(start.remembered.loss, start.remembered.scalars)
             self._saving.know(start.remembered.tensors)
             self._saving.layouts.update(start.remembered.layouts)
-        self._state = self._first_state(start)
+        self._state = self._first_state(start, plans)
         self._regroup = Regroup(config, self._roster, self._replies, self._story, self._saving, self)
         self._fired = set(start.fired)
         self._breakage = Breakage()
@@ -96,8 +98,8 @@ class Supervisor:
         self._ticked = 0.0
         self._end: v.End | None = None
 
-    def _first_state(self, start: StartPoint) -> State:
-        policy = policy_of(self._config, start.micro_batch, self._fleet.on_gpus)
+    def _first_state(self, start: StartPoint, plans: Plans) -> State:
+        policy = policy_of(self._config, plans, self._fleet.on_gpus)
         trusted = start.remembered.trusted if start.remembered else None
         cause = "resume" if start.restore.step else "start"
         state = begin(policy, start.restore.point, start.generation, cause, time.time(), trusted)
@@ -395,7 +397,8 @@ class Supervisor:
     def evaluate(self, step: int) -> Evaluation:
         """Judge the durable checkpoint of this step on one of the workers; raises RayError when that fails."""
         ready = next(w for w in self._fleet.workers.values() if w.info is not None)
-        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(step, self._state.micro_batch))
+        micro_batch = self._state.choice(len(self._state.members)).layout.micro_batch
+        evaluation: Evaluation = ray.get(ready.actor.evaluate.remote(step, micro_batch))
         return evaluation
 
     def show(self, status: RunState) -> None:

@@ -72,17 +72,17 @@ class Worker:
         # works whatever holds the interpreter's lock; its user asks once, and then ends the process
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
 
-    def warm(self, node: str, data_folder: str) -> WorkerInfo:
+    def warm(self, node: str, data_folder: str, zero_stage: int) -> WorkerInfo:
         """Import everything, build and drop one engine, so that later ones cost milliseconds."""
-        return self._training.submit(self._warm, node, data_folder).result()
+        return self._training.submit(self._warm, node, data_folder, zero_stage).result()
 
-    def _warm(self, node: str, data_folder: str) -> WorkerInfo:
+    def _warm(self, node: str, data_folder: str, zero_stage: int) -> WorkerInfo:
         from elastictrain.runtime.rank import RankProgram
 
         self._rank = RankProgram(
             self._config, Path(data_folder), node, self._host, self._keeper, self._commit_at, self._token, self._board
         )
-        return WorkerInfo(self._worker, os.getpid(), node, self._rank.warm())
+        return WorkerInfo(self._worker, os.getpid(), node, self._rank.warm(zero_stage))
 
     def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
         """Join the group of a generation, build the engine, load the state."""

@@ -263,13 +263,14 @@ def _skipped_steps(report: Report) -> str:
 
 
 def _generations(report: Report) -> str:
+    why = {chosen["generation"]: chosen["why"] for chosen in report["layouts"]}
     rows = [
         (
             str(g["index"]),
             str(g["attempt"]),
             seconds_text(g["at_s"]),
             f"{g['first_step']:,}",
-            escape(layout_text(g)),
+            escape(layout_text(g)) + _quiet(why.get(g["index"], "")),
             escape(g["cause"]),
             escape(f"{g['source']}, {g['continuation']}"),
             escape(", ".join(f"{name} {seconds_text(s)}" for name, s in g["phases_s"].items())),
@@ -278,6 +279,10 @@ def _generations(report: Report) -> str:
     ]
     head = ("#", "attempt", ">at", ">from step", "layout", "cause", "state from", "phases")
     return _card("Generations", _table(head, rows))
+
+
+def _quiet(words: str) -> str:
+    return f'<br><span class="quiet">{escape(words)}</span>' if words else ""
 
 
 def _checkpoints(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""What earlier attempts of a run settled, beside its config (pure): the micro-batch that memory allows."""
+"""What earlier attempts of a run settled, beside its config (pure): the layout that memory allows."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from typing import Any
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import Event, GenerationStarted, RunStarted
+from elastictrain.plan.layout import Layout
+
+_NEW = {"pp": None, "tp": None, "zero_stage": None, "layout": "auto"}
+"""Of `parallel`, what older runs do not tell."""
 
 
-def micro_batch_in_force(earlier: Sequence[Event], config: TrainConfig) -> int:
-    """The micro-batch to go on with: that of the newest generation where memory had run out, else train.micro_batch.
+def layout_in_force(earlier: Sequence[Event], config: TrainConfig) -> Layout | None:
+    """The layout of the newest generation; the run goes on with what it has come to by lacks of memory.
 
-    What memory a forward pass needs is the user's to change: under another train.micro_batch, activation checkpointing,
-    ZeRO stage or split of the model than that generation's, train.micro_batch counts as it is.
+    What memory is needed is the user's to change: None where another micro-batch, activation checkpointing or
+    `parallel.*` is asked for than for that generation, or other memory; and for a new run.
     """
-    configured, begun, newest = config.train.micro_batch, None, None
+    begun, newest = None, None
     for event in earlier:
         if isinstance(event, RunStarted):
             begun = event
         elif isinstance(event, GenerationStarted):
             newest = (begun, event.layout)
-    if newest is None or newest[0] is None:
-        return configured
-    before, layout = newest[0].config, newest[1]
-    if _needs(before) != _needs(config.to_dict()):
-        return configured
-    return min(configured, int(layout["micro_batch"]))
+    if newest is None or newest[0] is None or _needs(newest[0].config) != _needs(config.to_dict()):
+        return None
+    return Layout(**newest[1])
 
 
 def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     """What decides about memory, of a config as it was told."""
     train, parallel = config.get("train", {}), config.get("parallel", {})
-    split = parallel.get("pp", 1), parallel.get("tp", 1)  # not told by older runs
-    return train.get("micro_batch"), train.get("activation_checkpointing"), parallel.get("zero_stage"), split
+    memory = config.get("cluster", {}).get("device_memory")
+    return train.get("micro_batch"), train.get("activation_checkpointing"), {**_NEW, **parallel}, memory

@@ -24,6 +24,7 @@ from elastictrain.events import (
     FailureDetected,
     FaultInjected,
     GenerationStarted,
+    LayoutChosen,
     NodesMeasured,
     RanksTimed,
     Recovered,
@@ -72,6 +73,19 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "gauges": _gauges(steps),
         "sample_digest": steps[-1].sample_chain if steps else "",
         "generations": [g for attempt in attempts for g in _generations(attempt, begun_at)],
+        "layouts": [
+            {
+                "generation": e.generation,
+                "layout": e.layout,
+                "why": e.why,
+                "runner_up": e.runner_up,
+                "memory_bytes": e.memory_bytes,
+                "step_s": e.step_s,
+                "at_s": e.at - begun_at,
+            }
+            for e in run
+            if isinstance(e, LayoutChosen)
+        ],
         "failures": failures,
         "skipped_steps": _skipped_steps(steps, begun_at),
         "lost_steps": _lost_steps(attempts),

@@ -99,6 +99,6 @@ class LanguageModel(CausalLanguageModel):
         return logits
 
     def _on_meta(self, part: Part | None, peers: Peers | None = None, exchange: Exchange | None = None) -> Transformer:
-        recompute = self.config.train.activation_checkpointing
+        recompute = bool(self.config.train.activation_checkpointing)
         with torch.device("meta"):
             return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange)

@@ -12,10 +12,12 @@ CHOSEN = (
     Case("wide", "fp32", 1, 2, 2),
     Case("wide", "bf16", 2, 2, 4, recompute=True),
     Case("wide", "fp32", 3, 2, 4, 1),
+    Case("tiny", "fp32", 0, 2, 8, 4, pp=2, vocab_size=8192),
+    Case("wide", "bf16", 1, 2, 4, tp=2),
 )
 
 
-@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: f"{case.dtype} zero{case.zero_stage}")
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: f"{case.dtype} zero{case.zero_stage} pp{case.pp} tp{case.tp}")
 def test_memory_is_estimated_within_a_tenth(case: Case) -> None:
     row = compare(case)
     assert abs(row["error"]) < 0.10, row
@@ -24,6 +26,7 @@ def test_memory_is_estimated_within_a_tenth(case: Case) -> None:
 def test_the_benchmark_covers_all_that_the_engine_runs() -> None:
     kinds = {(case.dtype, case.zero_stage) for case in CASES}
     assert kinds == {(dtype, stage) for dtype in ("fp32", "bf16") for stage in range(4)}
+    assert {(case.pp > 1, case.tp > 1) for case in CASES} == {(a, b) for a in (False, True) for b in (False, True)}
     assert {case.world_size for case in CASES} == {1, 2, 4}
     assert {case.recompute for case in CASES} == {True, False}
 

@@ -37,6 +37,9 @@ def test_this_machine_is_measured_and_the_best_can_be_typed_in() -> None:
     assert layout.to_json().items() <= best["layout"].items()
     assert best["memory"]["device_bytes"] <= told["cluster"]["device"]["memory_bytes"]
     assert sorted(told["world_sizes"]) == ["1", "2"]
+    assert sorted(told["runs"]) == ["1", "2"]
+    assert told["runs"]["2"]["layout"] == TrainConfig.load(RECIPE).layout(2).to_json()
+    assert "nothing is known to be faster" in told["runs"]["2"]["why"]
     assert sum(told["parameters"].values()) == 2 * told["parameters"]["all"] == 2 * 912_160
 
 
@@ -51,6 +54,7 @@ def test_a_layout_that_may_be_as_fast_is_kept() -> None:
     assert "keep     dp2 zero1 8x2, as the config has it: nothing is known to be faster (dp2 zero3 16x1: by " in told
     assert "slower, within the error: more" in told
     assert "best     " not in told
+    assert "runs     dp1 zero1 8x4 with 1; dp2 zero1 8x2 with 2" in told
 
     slower = json.loads(planned("--json", *arguments, "train.activation_checkpointing=true"))
     assert not slower["advised"]["keep"]
@@ -60,10 +64,9 @@ def test_a_layout_that_may_be_as_fast_is_kept() -> None:
 def test_a_cluster_file_in_words() -> None:
     told = planned("--cluster", str(H100), *LARGE)
     assert "128 x H100 SXM 80 GB" in told
-    assert "best     dp128 zero" in told
+    assert "best     dp16 pp4 tp2 zero1 1x16: elastictrain train CONFIG parallel.layout=manual parallel.pp=4" in told
     assert "memory   weights" in told
-    assert "slower: more" in told
-    assert "no engine runs it yet" in told
+    assert "slower, within the error: more" in told
     assert "too little memory with 1" in told
 
 

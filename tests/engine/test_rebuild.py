@@ -35,7 +35,7 @@ class Remains:
 def rebuild(me: Rank, stage: int, degrees: dict[str, int]) -> list[Remains]:
     """Build, step and tear down again and again."""
     config = train_config(stage, degrees=degrees)
-    warm(workload(config), config, micro_batch(1, 0)[1])
+    warm(workload(config), config, stage, micro_batch(1, 0)[1])
     found = []
     for generation in range(ROUNDS):
         group = me.group(generation, (0, 1))

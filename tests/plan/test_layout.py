@@ -12,11 +12,14 @@ from elastictrain.config import TrainConfig
 from elastictrain.control.policy import policy_of
 from elastictrain.data.order import SampleOrder
 from elastictrain.errors import ConfigError
+from elastictrain.plan.figures import figures_of
 from elastictrain.plan.layout import Layout, Place, legal_world_sizes, plan_layout
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import deal_blocks, part_of
+from elastictrain.planning import plans_of
 
 DEGREES = st.integers(1, 4)
+FIGURES = figures_of([{"CPU": 4, "memory": 4e9}], {"CPU": 1}, None, 8)
 
 
 @given(DEGREES, DEGREES, DEGREES)
@@ -61,9 +64,9 @@ def test_control_knows_whole_replicas_only() -> None:
     """With three workers a pipeline of two stages runs on two, and has a spare."""
     elastic = {"max_workers": 4, "min_workers": 1}
     config = TrainConfig.from_dict({"parallel": {"layout": "manual", "pp": 2}, "elastic": elastic})
-    policy = policy_of(config, config.train.micro_batch, on_gpus=False)
+    policy = policy_of(config, plans_of(config, FIGURES, 2048), on_gpus=False)
     assert policy.world_sizes == (2, 4)
-    assert policy.micro_batches == (4, 2, 1)
+    assert [plan[4].layout.micro_batch for plan in policy.plans] == [4, 2, 1]
 
 
 def test_control_knows_whole_groups_that_share_experts() -> None:

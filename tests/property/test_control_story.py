@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from world import World, running
+from world import World, plain, running
 
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Budgets
@@ -88,7 +88,7 @@ def test_without_room_for_a_replacement_the_run_goes_on_smaller_and_grows_back()
 
 
 def test_a_run_grows_to_where_the_room_is_and_not_with_a_standby_beside_a_rank() -> None:
-    policy = Policy(100, (1, 2), 1, Budgets(3), 10.0, 60.0, unreserved_standby=True)
+    policy = Policy(100, plain((1, 2)), 1, Budgets(3), 10.0, 60.0, unreserved_standby=True)
     world = World(policy, {"a": 1})
     for _ in range(10):
         world.settle()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from world import KILLED, World, running
+from world import KILLED, World, plain, running
 
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Budgets
@@ -136,7 +136,7 @@ def test_a_step_that_takes_longer_than_the_margin_ends_in_time_too() -> None:
 def test_whoever_has_notice_is_gone_before_the_deadline_and_nothing_is_charged(
     world_sizes: tuple[int, ...], standby: int, nodes: dict[str, int], how: str, pick: int, unreserved: bool
 ) -> None:
-    policy = Policy(1000, world_sizes, standby, Budgets(0), 10.0, 600.0, unreserved_standby=unreserved)
+    policy = Policy(1000, plain(world_sizes), standby, Budgets(0), 10.0, 600.0, unreserved_standby=unreserved)
     world = World(policy, nodes)
     for _ in range(30):
         world.settle()

@@ -8,7 +8,7 @@ from math import isclose
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from world import World, moves, play, policies
+from world import World, moves, plain, play, policies
 
 from elastictrain.control import vocabulary as v
 from elastictrain.control.budget import Budgets
@@ -36,9 +36,10 @@ class TightWorld(World):
     def perform(self, action: v.Action) -> None:
         super().perform(action)
         if isinstance(action, v.Form):
-            assert action.micro_batch in self.policy.micro_batches
-            assert not self.tried or action.micro_batch <= self.tried[-1], "it never grows"
-            self.tried.append(action.micro_batch)
+            micro_batch = action.choice.layout.micro_batch
+            assert action.choice in [plan[len(action.workers)] for plan in self.policy.plans]
+            assert not self.tried or micro_batch <= self.tried[-1], "it never grows"
+            self.tried.append(micro_batch)
         elif isinstance(action, v.Warn) and action.topic == "memory":
             self.memory_warnings.append(action.message)
 
@@ -104,7 +105,7 @@ def test_a_power_of_two_halves_and_doubles() -> None:
 def test_any_history_ends_whatever_the_memory(
     policy: Policy, ladder: tuple[int, ...], fits: int, history: list[tuple[str, int]]
 ) -> None:
-    world = TightWorld(replace(policy, micro_batches=ladder), {"a": 2, "b": 2}, fits)
+    world = TightWorld(replace(policy, plans=plain(policy.world_sizes, ladder)), {"a": 2, "b": 2}, fits)
     for number, (move, pick) in enumerate(history):
         if world.end is None and number % 7 == 3:
             world.kill_for_memory() if pick % 2 else world.run_out()
@@ -124,7 +125,7 @@ def test_any_history_ends_whatever_the_memory(
 def test_the_largest_micro_batch_that_fits_is_found_at_no_strike(
     ladder: tuple[int, ...], fits: int, max_failures: int
 ) -> None:
-    policy = Policy(10, (1, 2), 0, Budgets(max_failures), 10.0, 60.0, micro_batches=ladder)
+    policy = Policy(10, plain((1, 2), ladder), 0, Budgets(max_failures), 10.0, 60.0)
     world = TightWorld(policy, {"a": 2}, fits)
     world.finish()
     assert world.end is not None
@@ -143,9 +144,7 @@ def test_the_largest_micro_batch_that_fits_is_found_at_no_strike(
 
 
 def started(max_failures: int = 3) -> TightWorld:
-    world = TightWorld(
-        Policy(100, (1, 2), 1, Budgets(max_failures), 10.0, 60.0, micro_batches=(4, 2, 1)), {"a": 2, "b": 2}
-    )
+    world = TightWorld(Policy(100, plain((1, 2), (4, 2, 1)), 1, Budgets(max_failures), 10.0, 60.0), {"a": 2, "b": 2})
     for _ in range(20):
         world.settle()
         world.warm()
@@ -168,9 +167,22 @@ def test_what_changed_and_what_to_set_is_told() -> None:
     world = started()
     world.run_out()
     [warning] = world.memory_warnings
-    assert "micro-batch 4" in warning
+    assert "dp2 zero1 4x1" in warning
     assert "train.micro_batch=2" in warning
     assert world.state.account.failures == 0
+
+
+def test_an_engine_that_does_not_fit_is_built_leaner_by_another_process() -> None:
+    world = started()
+    world.kill(world.group[0])
+    world.warm()
+    world.settle()
+    doomed = world.group[1]
+    world.tell(v.FormFailed(world.state.generation, doomed, RAISED))
+    assert doomed not in world.alive
+    go_on(world)
+    assert world.tried[-2:] == [4, 2]
+    assert world.state.account.charged == {"machine": 1}, "the layout was to blame"
 
 
 def test_a_smaller_micro_batch_stays_through_later_failures() -> None:

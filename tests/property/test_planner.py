@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.plan.calibrate import Measured, calibrate
 from elastictrain.plan.choose import Job, NothingFits, fits, rank_layouts, world_sizes
@@ -68,10 +69,38 @@ def test_every_layout_is_whole_and_listed_once(shape: ModelShape, world: int, ba
         assert shape.num_experts % c.ep == (c.dp * c.sp) % c.ep == 0
         assert c.zero_stage < 2 or c.pp == 1
         assert c.zero_stage < 3 or c.ep == 1
-    of_today = set(enumerate_layouts(shape, world, batch))
-    assert of_today == {c for c in candidates if c.runs_today and c.pp == c.tp == c.ep == 1}
-    assert all((c.layout().pp, c.layout().tp, c.layout().ep) == (c.pp, c.tp, c.ep) for c in candidates if c.runs_today)
-    assert all(c.layout().world_size == world and c.layout().global_batch == batch for c in of_today)
+    assert set(enumerate_layouts(shape, world, batch)) == {
+        c for c in candidates if c.has_layout and c.pp == c.tp == c.ep == 1
+    }
+    for layout in (c.layout() for c in candidates if c.has_layout):
+        assert (layout.world_size, layout.global_batch) == (world, batch)
+
+
+@given(dtypes, st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.sampled_from([1, 2, 4]))
+def test_the_planner_proposes_what_the_config_takes_and_nothing_else(
+    dtype: Dtype, pp: int, tp: int, stage: int, kv_heads: int
+) -> None:
+    job = Job(ModelShape(3, 128, 4, kv_heads, 256, 512, 16), dtype, 4)
+    data = {
+        "train": {"dtype": dtype, "global_batch": 4, "micro_batch": 1},
+        "model": {"num_layers": 3, "num_heads": 4, "num_kv_heads": kv_heads},
+        "parallel": {"layout": "manual", "pp": pp, "tp": tp, "zero_stage": stage},
+        "elastic": {"max_workers": pp * tp},
+    }
+    try:
+        TrainConfig.from_dict(data)
+    except ConfigError:
+        taken = False
+    else:
+        taken = True
+    assert job.runs(Candidate(1, 1, 4, stage, pp=pp, tp=tp)) == taken
+
+
+def test_no_model_that_can_not_be_split_is() -> None:
+    shape = ModelShape(4, 128, 4, 4, 256, 512, 16)
+    for splits in (True, False):
+        ranking = rank_layouts(Job(shape, "fp32", 8, splits), LARGE, 4)
+        assert any(o.candidate.pp * o.candidate.tp > 1 for o in ranking.options) == splits
 
 
 def test_a_layout_that_the_engine_does_not_run_is_never_handed_to_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from hypothesis import strategies as st
@@ -11,8 +12,15 @@ from elastictrain.control.budget import Blame, Budgets
 from elastictrain.control.machine import advance, begin
 from elastictrain.control.state import Policy, State
 from elastictrain.events import Cause
+from elastictrain.plan.auto import Choice, Plans
+from elastictrain.plan.layout import Layout
 
 KILLED = Cause("signal", "SIGKILL")
+
+
+def plain(world_sizes: Sequence[int], micro_batches: Sequence[int] = (1,)) -> Plans:
+    """Data parallelism at each of these sizes; when memory runs out, with the next micro-batch."""
+    return tuple({n: Choice(Layout(n, 1, m, 1)) for n in world_sizes} for m in micro_batches)
 
 
 class World:
@@ -158,7 +166,7 @@ budgets = st.builds(
 policies = st.builds(
     Policy,
     steps=st.integers(1, 30),
-    world_sizes=st.sampled_from([(1,), (2,), (1, 2), (1, 2, 4), (2, 4), (3,)]),
+    plans=st.sampled_from([(1,), (2,), (1, 2), (1, 2, 4), (2, 4), (3,)]).map(lambda sizes: plain(sizes)),
     standby=st.integers(0, 2),
     budgets=budgets,
     replace_timeout_s=st.just(10.0),
@@ -228,7 +236,7 @@ def running(
     budgets: Budgets = Budgets(3),  # noqa: B008 - frozen
     **nodes: int,
 ) -> World:
-    policy = Policy(steps, world_sizes, standby, budgets, 10.0, 60.0)
+    policy = Policy(steps, plain(world_sizes), standby, budgets, 10.0, 60.0)
     world = World(policy, nodes or {"a": 2, "b": 2})
     for _ in range(20):
         world.settle()

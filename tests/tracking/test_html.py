@@ -57,6 +57,7 @@ def test_the_page_says_what_happened() -> None:
         assert text in page.text
     for text in ("Skipped steps", "above 3.2", "2,560 to 2,879", "back to the state after step 160"):
         assert text in page.text
+    assert "nothing is known to be faster" in page.text
     for bucket in ("compute", "lost", "recovery", "wall time"):
         assert bucket in page.text
 

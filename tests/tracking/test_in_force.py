@@ -1,10 +1,13 @@
-"""Which micro-batch a run goes on with."""
+"""Which layout a run goes on with."""
 
 from __future__ import annotations
 
+import pytest
+
 from elastictrain.config import TrainConfig
 from elastictrain.events import Event, GenerationStarted, RunStarted
-from elastictrain.tracking.in_force import micro_batch_in_force
+from elastictrain.plan.layout import Layout
+from elastictrain.tracking.in_force import layout_in_force
 
 
 def config(*overrides: str) -> TrainConfig:
@@ -21,24 +24,25 @@ def attempt(under: TrainConfig, *micro_batches: int) -> list[Event]:
     ]
 
 
-def test_a_new_run_takes_the_configured_one() -> None:
-    assert micro_batch_in_force([], config()) == 4
-    assert micro_batch_in_force(attempt(config()), config()) == 4
+def test_a_new_run_has_none() -> None:
+    assert layout_in_force([], config()) is None
+    assert layout_in_force(attempt(config()), config()) is None
 
 
 def test_what_memory_allowed_last_is_kept_over_attempts() -> None:
     earlier = attempt(config(), 4, 2)
-    assert micro_batch_in_force(earlier, config()) == 2
-    assert micro_batch_in_force([*earlier, *attempt(config(), 2, 1), *attempt(config())], config()) == 1
+    assert layout_in_force(earlier, config()) == Layout(2, 1, 2, 4)
+    assert layout_in_force([*earlier, *attempt(config(), 2, 1), *attempt(config())], config()) == Layout(2, 1, 1, 8)
 
 
-def test_who_changes_what_needs_memory_is_taken_at_his_word() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.micro_batch=8", "train.activation_checkpointing=true", "parallel.zero_stage=3", "parallel.pp=2",
+        "parallel.layout=manual", "cluster.device_memory=8GiB",
+    ],
+)  # fmt: skip
+def test_who_changes_what_needs_memory_is_taken_at_his_word(change: str) -> None:
     earlier = attempt(config(), 4, 2)
-    assert micro_batch_in_force(earlier, config("train.steps=500")) == 2
-    for change in ("train.micro_batch=8", "train.activation_checkpointing=true", "parallel.zero_stage=3"):
-        changed = config(change)
-        assert micro_batch_in_force(earlier, changed) == changed.train.micro_batch
-
-
-def test_a_smaller_configured_one_counts() -> None:
-    assert micro_batch_in_force(attempt(config(), 4, 2), config("train.micro_batch=1")) == 1
+    assert layout_in_force(earlier, config("train.steps=500")) == Layout(2, 1, 2, 4)
+    assert layout_in_force(earlier, config(change)) is None

@@ -1,0 +1,91 @@
+"""Which layouts the engines run (pure): the one place that knows, for the config's checks and for the planner's space.
+
+What DeepSpeed can't do at all (ZeRO 2 and 3 under a pipeline) and what this project's engines do not do are told in the
+words of the config: the values, and what to set instead.
+"""
+
+from __future__ import annotations
+
+from elastictrain.plan.cluster import Dtype
+
+SPLIT_KIND = "transformer"
+"""The kind of model that can be dealt out to several workers."""
+DEFAULT_ZERO_STAGE = 1
+"""Where nobody asks for another: optimizer state is sharded, which costs next to nothing and saves the most."""
+
+
+def refusal(
+    dtype: Dtype,
+    *,
+    zero_stage: int,
+    pp: int = 1,
+    tp: int = 1,
+    ep: int = 1,
+    num_layers: int,
+    num_kv_heads: int,
+    num_experts: int = 1,
+    kind: str = SPLIT_KIND,
+) -> str | None:
+    """Why no engine runs this; None for what one does. `kind` is the model's, and 1 expert stands for none."""
+    if kind != SPLIT_KIND and pp * tp > 1:
+        return (
+            f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind {kind}, only this project's "
+            "transformer: set both to 1, and parallel.zero_stage 3 where the model is too large for one worker"
+        )
+    if tp > 1 and zero_stage > 1:
+        return (
+            f"parallel.zero_stage {zero_stage} is not run with parallel.tp {tp}: set parallel.zero_stage to 0 or 1, or "
+            "parallel.tp to 1"
+        )
+    if pp > 1 and zero_stage > 1:
+        return (
+            f"parallel.zero_stage {zero_stage} does not go with parallel.pp {pp}: a stage needs its whole gradients "
+            "until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
+        )
+    if tp > 1 and dtype == "bf16" and zero_stage == 0:
+        return (
+            f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient would "
+            "leave out what other workers of a replica hold; set parallel.zero_stage to 1"
+        )
+    if problem := _refuses_experts(dtype, zero_stage, pp, tp, ep, num_experts):
+        return problem
+    if num_kv_heads % tp:
+        return (
+            f"parallel.tp {tp} workers can't share {num_kv_heads} heads of keys and values evenly: set parallel.tp to "
+            "a divisor of model.num_kv_heads (of model.num_heads where that is not set)"
+        )
+    if pp > num_layers:
+        return (
+            f"parallel.pp {pp} stages can't share model.num_layers {num_layers}: each needs at least one; set "
+            f"parallel.pp to at most {num_layers}"
+        )
+    return None
+
+
+def _refuses_experts(dtype: Dtype, zero_stage: int, pp: int, tp: int, ep: int, num_experts: int) -> str | None:
+    if num_experts > 1 and pp * tp > 1:
+        return (
+            f"parallel.pp {pp} and parallel.tp {tp} are not run with model.num_experts {num_experts}: set both to 1, "
+            "and parallel.ep to share the experts out"
+        )
+    if ep > 1 and num_experts == 1:
+        return (
+            f"parallel.ep {ep} workers have no experts to share: set model.num_experts to a multiple of it, or "
+            "parallel.ep to 1"
+        )
+    if num_experts % ep:
+        return (
+            f"parallel.ep {ep} workers can't share model.num_experts {num_experts} evenly: set parallel.ep to a "
+            "divisor of model.num_experts"
+        )
+    if ep > 1 and zero_stage == 3:
+        return (
+            f"parallel.zero_stage 3 does not go with parallel.ep {ep}: DeepSpeed shards no experts that workers have "
+            "of their own; set parallel.zero_stage to 2 or less, or parallel.ep to 1"
+        )
+    if ep > 1 and dtype == "bf16" and zero_stage == 0:
+        return (
+            f"parallel.ep {ep} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient would "
+            "leave the experts out; set parallel.zero_stage to 1 or 2"
+        )
+    return None

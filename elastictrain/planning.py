@@ -38,6 +38,7 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.zero_stage,
         pp=layout.pp,
         tp=layout.tp,
+        offload=layout.offload,
         activation_checkpointing=config.train.activation_checkpointing,
     )
 
@@ -51,6 +52,8 @@ def overrides_of(candidate: Candidate) -> list[str]:
         *split,
         f"train.micro_batch={candidate.micro_batch}",
         f"parallel.zero_stage={candidate.zero_stage}",
+        *([f"parallel.offload={candidate.offload}"] if candidate.offload != "none" else []),
+        *(["parallel.offload_path=/FOLDER/ON/A/DRIVE"] if candidate.offload == "nvme" else []),
         f"train.activation_checkpointing={str(candidate.activation_checkpointing).lower()}",
         f"elastic.max_workers={candidate.world_size}",
     ]

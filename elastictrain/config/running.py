@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from elastictrain.config.section import Section
+from elastictrain.plan.layout import Offload
 
 
 class RunSection(Section):
@@ -31,6 +32,12 @@ class ParallelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1."""
+    offload: Offload = "none"
+    """Where what ZeRO shards lies between its uses, from stage 1 on: on the device (none); in the host's memory, where
+    the update is made too (cpu); masters and moments in files on the host's drive (nvme). With ZeRO 3 the weights lie
+    in the host's memory as well."""
+    offload_path: str | None = Field(default=None, pattern=r"^/")
+    """Folder on a fast drive of every node (offload nvme); 12 bytes a parameter are shared by the workers there."""
 
     @property
     def replica_size(self) -> int:
@@ -55,7 +62,30 @@ class ParallelSection(Section):
                 f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "
                 "whole gradients until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
             )
+        self._check_offload()
         return self
+
+    def _check_offload(self) -> None:
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(
+                f"parallel.offload {self.offload} needs parallel.zero_stage 1, 2 or 3, not 0: what ZeRO shards is what "
+                "it moves; set parallel.zero_stage to 1"
+            )
+        if self.offload != "none" and self.pp > 1:
+            raise ValueError(
+                f"parallel.offload {self.offload} does not go with parallel.pp {self.pp}: it has not been tried with "
+                "pipelines; set parallel.pp to 1, or parallel.offload to none"
+            )
+        if self.offload == "nvme" and self.offload_path is None:
+            raise ValueError(
+                "parallel.offload nvme needs parallel.offload_path, a folder on a fast drive of every node: set it, or "
+                "parallel.offload to cpu"
+            )
+        if self.offload != "nvme" and self.offload_path is not None:
+            raise ValueError(
+                f"parallel.offload_path {self.offload_path} counts only with parallel.offload nvme: set that too, or "
+                "leave parallel.offload_path out"
+            )
 
 
 class BudgetSection(Section):

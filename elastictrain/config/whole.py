@@ -103,6 +103,7 @@ class TrainConfig(Section):
             zero_stage=self.parallel.zero_stage,
             pp=self.parallel.pp,
             tp=self.parallel.tp,
+            offload=self.parallel.offload,
         )
 
     @classmethod

@@ -53,6 +53,7 @@ class Witness:
         self,
         *,
         rank: int,
+        device: torch.device,
         pieces: Sequence[Piece],
         shard: Mapping[str, Tensor],
         replicated: Mapping[str, Tensor],
@@ -60,13 +61,14 @@ class Witness:
         unexported: Mapping[str, Tensor] | None = None,
         replicas: Replicas | None = None,
     ) -> None:
-        """`shard` is the export of `pieces`, by what its parts hold; `unexported` what else there is of them.
+        """`device` is where collectives find what they add up; `shard` is the export of `pieces`, by what its parts
+        hold; `unexported` what else there is of them.
 
         `replicated` are the weights that all of `replicas` hold (None: all ranks of the group); `own_weights` gives
         those of a piece that only this rank holds, flat.
         """
         held = {**shard, **(unexported or {})}
-        self._rank = rank
+        self._rank, self._device = rank, device
         self._replicas = replicas or Replicas(0, 1, frozenset(range(dist.get_world_size())))
         self._num_exported = len(shard)
         self._names = list(held)
@@ -116,8 +118,7 @@ class Witness:
         mine = int(digest(list(self._replicated.values())), 16) >> 1  # fits a signed integer, and so does its negative
         extremes = [_NOTHING] * 2 * self._replicas.num_sets
         extremes[2 * self._replicas.index : 2 * self._replicas.index + 2] = mine, -mine
-        device = self._shard[0].device if self._shard else "cpu"
-        told = torch.tensor([*extremes, doubt], dtype=torch.int64, device=device)
+        told = torch.tensor([*extremes, doubt], dtype=torch.int64, device=self._device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         *extremes, doubted = told.tolist()
         return bool(doubted) or any(high != -low for high, low in zip(extremes[::2], extremes[1::2], strict=True))
@@ -140,8 +141,8 @@ class Witness:
 
 
 def _cast(piece: Piece, weights: Tensor) -> Tensor:
-    """What a piece's masters say that the weights are, flat."""
-    return piece.view(PARTS[0], {}).to(weights.dtype)
+    """What a piece's masters say that the weights are, flat, and where the weights lie."""
+    return piece.view(PARTS[0], {}).to(weights)
 
 
 def _gathered(part: T) -> list[T]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase, StepResult
 from elastictrain.engine.device import Device
+from elastictrain.engine.drive import move_to_drive
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.release import release
@@ -68,6 +70,8 @@ class ZeroEngine:
         self._found = find_pieces(self._engine.optimizer, parameters)
         self._optimizer_step = 0
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
+        if layout.offload == "nvme":
+            move_to_drive(self._adamw, self._found.pieces, Path(str(config.parallel.offload_path)))
 
         exported = self._found.pieces
         if self._found.replicated:
@@ -245,6 +249,10 @@ class ZeroEngine:
             self._take_step()
             norm = float(self._engine.get_global_grad_norm())
             if not self._engine.was_step_applied():
+                if self._layout.offload != "none" and self._layout.zero_stage < 3:
+                    # DeepSpeed would add the next step's gradients to those that it has just refused
+                    refused = self._engine.optimizer.averaged_gradients
+                    refused.update(dict.fromkeys(refused))
                 return math.inf
         return norm
 
@@ -253,6 +261,7 @@ class ZeroEngine:
         same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
         return Witness(
             rank=group.rank,
+            device=self._device.torch_device,
             pieces=pieces,
             shard=self._exporter.runs,
             unexported=besides,

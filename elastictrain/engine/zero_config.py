@@ -41,6 +41,12 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": None,
     }
+    if layout.offload != "none":
+        # What goes on to a drive goes there from the host's memory: see `drive`.
+        away = {"device": "cpu", "pin_memory": device.is_cuda}
+        config["zero_optimization"]["offload_optimizer"] = away
+        if layout.zero_stage == 3:
+            config["zero_optimization"]["offload_param"] = away
     if train.dtype == "bf16":
         config["bf16"] = {"enabled": True}
         if layout.zero_stage > 0:

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from elastictrain.errors import ConfigError
+
+Offload = Literal["none", "cpu", "nvme"]
+"""Where what ZeRO shards lies between its uses: on the device, in the host's memory, on the host's drives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Layout:
     accumulation: int
     pp: int = 1
     tp: int = 1
+    offload: Offload = "none"
 
     @property
     def world_size(self) -> int:
@@ -67,7 +71,8 @@ class Layout:
     def degrees(self) -> str:
         """In short: dp2 pp2 zero1."""
         split = [f"{name}{degree}" for name, degree in (("pp", self.pp), ("tp", self.tp)) if degree > 1]
-        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}"])
+        away = [f"offload-{self.offload}"] if self.offload != "none" else []
+        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}", *away])
 
     @property
     def global_batch(self) -> int:
@@ -78,8 +83,8 @@ class Layout:
         return f"{self.degrees} {self.micro_batch}x{self.accumulation}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying."""
-        unsaid = {name for name in ("pp", "tp") if getattr(self, name) == 1}
+        """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying, and so on."""
+        unsaid = {name for name, usual in (("pp", 1), ("tp", 1), ("offload", "none")) if getattr(self, name) == usual}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
@@ -95,7 +100,14 @@ def legal_world_sizes(
 
 
 def plan_layout(
-    world_size: int, *, global_batch: int, micro_batch: int, zero_stage: int, pp: int = 1, tp: int = 1
+    world_size: int,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    zero_stage: int,
+    pp: int = 1,
+    tp: int = 1,
+    offload: Offload = "none",
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
     dp, rest = divmod(world_size, pp * tp)
@@ -122,7 +134,7 @@ def plan_layout(
             f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal))}: set "
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
-    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp)
+    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp, offload)
 
 
 def micro_batch_ladder(global_batch: int, micro_batch: int, replicas: Sequence[int]) -> tuple[int, ...]:

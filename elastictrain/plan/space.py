@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from elastictrain.plan.layout import Layout
+from elastictrain.plan.layout import Layout, Offload
 from elastictrain.plan.model_shape import ModelShape
 
-Offload = Literal["none", "cpu", "nvme"]
 OFFLOADS: tuple[Offload, ...] = ("none", "cpu", "nvme")
 MOST_ACCUMULATION = 4096
 """Micro-batches of one rank in a step: more are not worth a look."""
@@ -57,13 +56,13 @@ class Candidate:
     def runs_today(self) -> bool:
         """Whether this project's engines can train so."""
         split_state = self.tp > 1 and self.zero_stage > 1
-        return (self.ep, self.sp, self.offload) == (1, 1, "none") and not split_state
+        return (self.ep, self.sp) == (1, 1) and not split_state
 
     def layout(self) -> Layout:
         """What the engine is built with; only of one that runs today."""
         if not self.runs_today:
             raise ValueError(f"the engine has no layout for {self}")
-        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp)
+        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp, self.offload)
 
     def __str__(self) -> str:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]
@@ -135,8 +134,8 @@ def _of_degrees(
                 if (stage >= 2 and pp > 1) or (stage == 3 and ep > 1):
                     continue
                 for offload in choices.offload:
-                    # Optimizer state is offloaded in shards; only stage 3 can page weights from a drive.
-                    if (offload != "none" and (stage == 0 or pp > 1)) or (offload == "nvme" and stage < 3):
+                    # Optimizer state is offloaded in shards.
+                    if offload != "none" and (stage == 0 or pp > 1):
                         continue
                     for recompute in choices.activation_checkpointing:
                         yield replace(

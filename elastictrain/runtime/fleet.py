@@ -159,7 +159,9 @@ class Fleet:
     @property
     def terms(self) -> KeeperTerms:
         """What keepers are told."""
-        return KeeperTerms(self.token, self.config.checkpoint.every, self.config.elastic.orphan_timeout_s)
+        config = self.config
+        patience_s, drive = config.elastic.orphan_timeout_s, config.parallel.offload_path
+        return KeeperTerms(self.token, config.checkpoint.every, patience_s, drive)
 
     def take_over(self, generation: int) -> Estate | None:
         """Take what an earlier driver of this run left in memory, if it did; see `estate.take_over`."""

@@ -44,9 +44,9 @@ def exported(engine: ZeroEngine) -> torch.Tensor:
     return buffer
 
 
-def bad_steps(me: Rank, folder: Path, stage: int, dtype: str, degrees: dict[str, int]) -> None:
+def bad_steps(me: Rank, folder: Path, stage: int, dtype: str, degrees: dict[str, int], offload: str = "none") -> None:
     """Good steps with bad ones between: the states and losses are those of the good steps alone."""
-    config = train_config(stage, dtype, degrees=degrees)
+    config = train_config(stage, dtype, degrees=degrees, offload=offload)
     layout = config.layout(2 * config.parallel.replica_size)
     replica, stories = layout.place(me.index).dp, []
     for generation, disturbed in enumerate((False, True)):
@@ -102,3 +102,8 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
 def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
     """Of a pipeline the last stages alone see the losses."""
     run_team(4, bad_steps, tmp_path, stage, dtype, {degree: 2})
+
+
+@pytest.mark.parametrize(("stage", "dtype", "offload"), [(1, "bf16", "cpu"), (2, "fp32", "nvme"), (3, "bf16", "cpu")])
+def test_a_bad_step_changes_nothing_off_the_device(tmp_path: Path, stage: int, dtype: str, offload: str) -> None:
+    run_team(2, bad_steps, tmp_path, stage, dtype, {}, offload)

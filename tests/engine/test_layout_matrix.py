@@ -1,7 +1,8 @@
 """Every layout that four ranks can have, in a random order: the state goes on bit for bit, in memory and in storage.
 
 Real groups and engines, built and torn down in the same four processes; a step is taken in each layout, so that weights
-and moments all change. The order, the dtypes and the ways are drawn anew each time from a seed that a failure tells.
+and moments all change. The order, the dtypes, where ZeRO keeps its shares and the ways are drawn anew each time from a
+seed that a failure tells.
 About 30 s.
 """
 
@@ -21,6 +22,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.plan.layout import Layout
+from elastictrain.plan.space import OFFLOADS
 from elastictrain.state.manifest import Manifest
 from elastictrain.storage import Storage
 
@@ -41,13 +43,14 @@ class Stop:
     @property
     def config(self) -> TrainConfig:
         degrees = {"pp": self.layout.pp, "tp": self.layout.tp}
-        return train_config(self.layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS)
+        offload = self.layout.offload
+        return train_config(self.layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, offload=offload)
 
 
 def random_journey(seed: int) -> list[Stop]:
     chance = random.Random(seed)
     layouts = [
-        Layout(dp, stage, 2, 6 // dp, pp, tp)
+        Layout(dp, stage, 2, 6 // dp, pp, tp, chance.choice(OFFLOADS) if stage and pp == 1 else "none")
         for pp in (1, 2, 4)
         for tp in (1, 2)
         for dp in (1, 2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -27,9 +28,16 @@ NUM_MICRO_BATCHES = 6
 
 
 def train_config(
-    zero_stage: int, dtype: str = "fp32", *, degrees: Mapping[str, int] | None = None, num_layers: int = 2, **train: Any
+    zero_stage: int,
+    dtype: str = "fp32",
+    *,
+    degrees: Mapping[str, int] | None = None,
+    num_layers: int = 2,
+    offload: str = "none",
+    **train: Any,
 ) -> TrainConfig:
     """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp."""
+    drive = {"offload_path": tempfile.gettempdir()} if offload == "nvme" else {}
     manual = {"layout": "manual", **degrees} if degrees else {}
     return TrainConfig.from_dict(
         {
@@ -38,7 +46,7 @@ def train_config(
             | train,
             "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1},
             "data": {"seq_len": 16},
-            "parallel": {"zero_stage": zero_stage, **manual},
+            "parallel": {"zero_stage": zero_stage, "offload": offload, **drive, **manual},
             "elastic": {"max_workers": prod((degrees or {}).values())},
         }
     )

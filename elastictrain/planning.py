@@ -10,6 +10,7 @@ from typing import Any
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.plan.choose import Job
+from elastictrain.plan.cluster import Dtype
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
 
@@ -25,7 +26,9 @@ def job_of(config: TrainConfig) -> Job:
             "transformer, and huggingface where that is built as a Llama"
         )
     shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
-    return Job(shape, config.train.dtype, config.train.global_batch)
+    # as large as bf16, and as fast on what runs it
+    dtype: Dtype = "fp32" if config.train.dtype == "fp32" else "bf16"
+    return Job(shape, dtype, config.train.global_batch)
 
 
 def candidate_of(config: TrainConfig, world_size: int) -> Candidate:

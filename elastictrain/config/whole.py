@@ -60,6 +60,11 @@ class TrainConfig(Section):
                 f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient "
                 "would leave out what other workers of a replica hold; set parallel.zero_stage to 1"
             )
+        if self.train.dtype == "fp16" and (pp * tp > 1 or not self.parallel.zero_stage):
+            raise ValueError(
+                "train.dtype fp16 is written for parallel.zero_stage 1, 2 and 3 of models that are not split: set that "
+                "and parallel.pp and parallel.tp to 1, or train.dtype to bf16"
+            )
         heads = model.num_kv_heads or model.num_heads
         if heads % tp:
             raise ValueError(

@@ -33,7 +33,7 @@ from elastictrain.state.tensors import PARTS
 T = TypeVar("T")
 
 _NOTHING = torch.iinfo(torch.int64).min
-_LOWEST_EXPONENT_BIT = {torch.float32: 23, torch.bfloat16: 7}
+_LOWEST_EXPONENT_BIT = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 
 
 @dataclass(frozen=True, slots=True)

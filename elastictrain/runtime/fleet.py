@@ -12,7 +12,7 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
 from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.errands import Errands
@@ -76,6 +77,19 @@ class WorkerHandle:
     info: WorkerInfo | None = None
 
 
+def demand_of(config: TrainConfig, resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What Ray reserves for a worker, of nodes with these resources. Raises ConfigError where that can't be enough."""
+    per_worker = config.elastic.gpus_per_worker
+    if per_worker is None:
+        per_worker = 1.0 if any(of_node.get("GPU") for of_node in resources) else 0.0
+    if config.train.dtype == "fp16" and not per_worker:
+        raise ConfigError(
+            "train.dtype fp16 needs GPUs, and the workers have none: set train.dtype to bf16 or fp32, or join a "
+            "cluster with GPUs (cluster.address), and leave elastic.gpus_per_worker out"
+        )
+    return {"CPU": config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
+
+
 @dataclass
 class Fleet:
     """All actors of one attempt. `token` authenticates workers and keepers to each other."""
@@ -97,10 +111,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        per_worker = self.config.elastic.gpus_per_worker
-        if per_worker is None:
-            per_worker = 1.0 if any(r.get("GPU") for r in resources) else 0.0
-        self.demand = {"CPU": self.config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
+        self.demand = demand_of(self.config, resources)
 
     @property
     def on_gpus(self) -> bool:

@@ -41,6 +41,7 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
         layout.zero_stage,
         pp=layout.pp,
         tp=layout.tp,
+        sp=layout.sp,
         offload=layout.offload,
         activation_checkpointing=config.train.activation_checkpointing,
     )
@@ -48,7 +49,8 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    split = [f"parallel.{name}={getattr(candidate, name)}" for name in ("pp", "tp") if getattr(candidate, name) > 1]
+    degrees = ("pp", "tp", "sp")
+    split = [f"parallel.{name}={getattr(candidate, name)}" for name in degrees if getattr(candidate, name) > 1]
     if split:
         split.insert(0, "parallel.layout=manual")
     return [

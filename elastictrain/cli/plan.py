@@ -56,7 +56,7 @@ def plan(
     world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
     if resolved.model.kind == "huggingface":
-        all_choices = replace(all_choices, pp=(1,), tp=(1,))  # no engine splits them
+        all_choices = replace(all_choices, pp=(1,), tp=(1,), sp=(1,))  # no engine splits them
     wider = rank_layouts(job, found, world_size, all_choices)
     try:
         ranking = rank_layouts(job, found, world_size)

@@ -24,11 +24,14 @@ class ParallelSection(Section):
 
     layout: Literal["auto", "manual"] = "auto"
     """`auto`: each worker holds the whole model, but for what ZeRO shards. `manual`: one copy of the model takes pp x
-    tp workers. The number of copies follows from the workers that there are."""
+    tp x sp workers. The number of copies follows from the workers that there are."""
     pp: int = Field(default=1, ge=1)
     """Stages of the pipeline (layout manual): each worker holds some of the layers, of about equal cost."""
     tp: int = Field(default=1, ge=1)
     """Workers that share each matrix (layout manual): attention heads, MLP and vocabulary are split among them."""
+    sp: int = Field(default=1, ge=1)
+    """Workers that share each sequence (layout manual), for long ones: each computes data.seq_len / sp positions, and
+    within attention all positions of its share of the heads. Not with pp or tp."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1."""
@@ -42,11 +45,11 @@ class ParallelSection(Section):
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model together."""
-        return self.pp * self.tp
+        return self.pp * self.tp * self.sp
 
     @model_validator(mode="after")
     def _degrees(self) -> ParallelSection:
-        for name, degree in (("pp", self.pp), ("tp", self.tp)):
+        for name, degree in (("pp", self.pp), ("tp", self.tp), ("sp", self.sp)):
             if degree > 1 and self.layout == "auto":
                 raise ValueError(
                     f"parallel.{name} {degree} counts only with parallel.layout manual: set that too, or leave "
@@ -61,6 +64,11 @@ class ParallelSection(Section):
             raise ValueError(
                 f"parallel.zero_stage {self.zero_stage} does not go with parallel.pp {self.pp}: a stage needs its "
                 "whole gradients until the last micro-batch; set parallel.zero_stage to 0 or 1, or parallel.pp to 1"
+            )
+        if self.sp > 1 and self.pp * self.tp > 1:
+            raise ValueError(
+                f"parallel.sp {self.sp} has not been tried with parallel.pp {self.pp} and parallel.tp {self.tp}: set "
+                "parallel.sp to 1, or both of these"
             )
         self._check_offload()
         return self

@@ -71,12 +71,31 @@ class TrainConfig(Section):
                 f"parallel.tp {tp} workers can't share {heads} heads of keys and values evenly: set parallel.tp to a "
                 "divisor of model.num_kv_heads (of model.num_heads where that is not set)"
             )
+        self._check_sequences()
         if pp > model.num_layers:
             raise ValueError(
                 f"parallel.pp {pp} stages can't share model.num_layers {model.num_layers}: each needs at least one; "
                 f"set parallel.pp to at most {model.num_layers}"
             )
         return self
+
+    def _check_sequences(self) -> None:
+        sp, seq_len, heads = self.parallel.sp, self.data.seq_len, self.model.num_heads
+        if sp > 1 and self.model.kind != "transformer":
+            raise ValueError(
+                f"parallel.sp {sp} can't split sequences of model.kind {self.model.kind}, only those of this project's "
+                "transformer: set parallel.sp to 1, and train.activation_checkpointing where memory is short"
+            )
+        if seq_len % sp:
+            raise ValueError(
+                f"parallel.sp {sp} workers can't share sequences of data.seq_len {seq_len} evenly: {seq_len} / {sp} = "
+                f"{seq_len / sp:g}; set parallel.sp to a divisor of data.seq_len"
+            )
+        if heads % sp:
+            raise ValueError(
+                f"parallel.sp {sp} workers can't share {heads} attention heads evenly, as they do within attention: "
+                "set parallel.sp to a divisor of model.num_heads"
+            )
 
     @model_validator(mode="after")
     def _whole_step(self) -> TrainConfig:
@@ -108,6 +127,7 @@ class TrainConfig(Section):
             zero_stage=self.parallel.zero_stage,
             pp=self.parallel.pp,
             tp=self.parallel.tp,
+            sp=self.parallel.sp,
             offload=self.parallel.offload,
         )
 

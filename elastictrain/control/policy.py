@@ -22,6 +22,6 @@ def policy_of(config: TrainConfig, micro_batch: int, on_gpus: bool) -> Policy:
         replace_timeout_s=elastic.replace_timeout_s,
         wait_timeout_s=elastic.wait_timeout_s,
         unreserved_standby=not on_gpus,
-        neighbours=config.parallel.tp,
+        neighbours=config.parallel.tp * config.parallel.sp,
         micro_batches=tuple(m for m in ladder if m <= micro_batch),
     )

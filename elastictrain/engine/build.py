@@ -1,4 +1,4 @@
-"""The engine of a layout: plain ZeRO, tensor parallelism, or a stage of a pipeline."""
+"""The engine of a layout: plain ZeRO, shared sequences, tensor parallelism, or a stage of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.pipeline import PipelineEngine
 from elastictrain.engine.reset import forget_engine
+from elastictrain.engine.sequence import SequenceEngine
 from elastictrain.engine.split import SplitEngine
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.plan.layout import Layout
@@ -20,7 +21,11 @@ def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group:
     Raises PeerLostError when one of them goes away meanwhile.
     """
     device = prepare_process()
-    kind = PipelineEngine if layout.pp > 1 else SplitEngine if layout.tp > 1 else ZeroEngine
+    kind: type[ZeroEngine] = ZeroEngine
+    if layout.sp > 1:
+        kind = SequenceEngine
+    elif layout.pp * layout.tp > 1:
+        kind = PipelineEngine if layout.pp > 1 else SplitEngine
     with peer_loss_named():
         try:
             return kind(workload, config, layout, group, device)

@@ -80,7 +80,7 @@ class ZeroEngine:
 
         exported = self._found.pieces
         if self._found.replicated:
-            exported = share(exported, self._place.dp, layout.dp)
+            exported = share(exported, self._place.dp * layout.sp + self._place.sp, layout.zero_group)
         self._exporter = ShardExporter([p for p in exported if self._is_exported(p)], self._adamw.state, self._slabs)
         besides = runs_of([p for p in exported if not self._is_exported(p)], self._adamw.state)
         besides |= {f"the borrowed {name}": weight.detach() for name, weight in borrowed.items()}
@@ -268,16 +268,17 @@ class ZeroEngine:
 
     def _new_witness(self, group: RankGroup, pieces: Sequence[Piece], besides: Mapping[str, Tensor]) -> Witness:
         layout, place = self._layout, self._place
-        same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
+        alike = [replace(place, dp=dp, sp=sp) for dp in range(layout.dp) for sp in range(layout.sp)]
+        same = frozenset(map(layout.rank, alike))
         return Witness(
             rank=group.rank,
             device=self._device.torch_device,
             pieces=pieces,
             shard=self._exporter.runs,
             unexported=besides,
-            replicated=self._found.whole if layout.dp > 1 else {},
+            replicated=self._found.whole if layout.zero_group > 1 else {},
             own_weights=self._found.own_weights,
-            replicas=Replicas(place.pp * layout.tp + place.tp, layout.replica_size, same),
+            replicas=Replicas(place.pp * layout.tp + place.tp, layout.pp * layout.tp, same),
         )
 
 

@@ -28,6 +28,15 @@ class Part:
     tp_index: int = 0
     """Which of them this is."""
 
+    sp: int = 1
+    """Ranks that share each sequence."""
+    sp_index: int = 0
+    """Which of them this is."""
+
+    def positions(self, seq_len: int) -> range:
+        """This rank's positions of a sequence of so many."""
+        return range(seq_len * self.sp_index // self.sp, seq_len * (self.sp_index + 1) // self.sp)
+
     def share(self, size: int) -> range:
         """This rank's numbers of a dimension of so many; where they can't be equal, shares differ by one."""
         return range(size * self.tp_index // self.tp, size * (self.tp_index + 1) // self.tp)
@@ -40,7 +49,7 @@ def part_of(shape: ModelShape, layout: Layout, rank: int) -> Part:
     dealt = deal_blocks(shape, layout.pp)
     start = sum(dealt[:stage])
     blocks = range(start, start + dealt[stage])
-    return Part(blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp)
+    return Part(blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp, layout.sp, place.sp)
 
 
 def deal_blocks(shape: ModelShape, num_stages: int) -> tuple[int, ...]:

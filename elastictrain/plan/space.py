@@ -56,13 +56,15 @@ class Candidate:
     def runs_today(self) -> bool:
         """Whether this project's engines can train so."""
         split_state = self.tp > 1 and self.zero_stage > 1
-        return (self.ep, self.sp) == (1, 1) and not split_state
+        split_sequence = self.sp > 1 and self.pp * self.tp > 1
+        return self.ep == 1 and not (split_state or split_sequence)
 
     def layout(self) -> Layout:
         """What the engine is built with; only of one that runs today."""
         if not self.runs_today:
             raise ValueError(f"the engine has no layout for {self}")
-        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp, self.offload)
+        split = (self.pp, self.tp, self.sp)
+        return Layout(self.dp, self.zero_stage, self.micro_batch, self.accumulation, *split, self.offload)
 
     def __str__(self) -> str:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]

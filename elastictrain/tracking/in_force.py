@@ -32,5 +32,6 @@ def micro_batch_in_force(earlier: Sequence[Event], config: TrainConfig) -> int:
 def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     """What decides about memory, of a config as it was told."""
     train, parallel = config.get("train", {}), config.get("parallel", {})
-    split = parallel.get("pp", 1), parallel.get("tp", 1)  # not told by older runs
+    usual = {"pp": 1, "tp": 1, "sp": 1, "offload": "none"}  # not told by older runs
+    split = tuple(parallel.get(name, value) for name, value in usual.items())
     return train.get("micro_batch"), train.get("activation_checkpointing"), parallel.get("zero_stage"), split

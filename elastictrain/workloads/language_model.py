@@ -13,7 +13,7 @@ from elastictrain.plan.part import Part
 from elastictrain.planning import job_of
 from elastictrain.state.slab import Slab
 from elastictrain.workloads.causal import CausalLanguageModel
-from elastictrain.workloads.sharing import Peers
+from elastictrain.workloads.sharing import Peers, SequencePeers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
@@ -24,10 +24,12 @@ class LanguageModel(CausalLanguageModel):
         """A new transformer; torch's global random state is neither read nor moved."""
         return self.build_part(seed, None, None)
 
-    def build_part(self, seed: int, part: Part | None, peers: Peers | None) -> nn.Module:
+    def build_part(
+        self, seed: int, part: Part | None, peers: Peers | None, sequence: SequencePeers | None = None
+    ) -> nn.Module:
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
-        module = self._on_meta(part, peers)
+        module = self._on_meta(part, peers, sequence)
         module.to_empty(device="cpu")
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
@@ -63,7 +65,7 @@ class LanguageModel(CausalLanguageModel):
         logits: Tensor = module(tokens)
         return logits
 
-    def _on_meta(self, part: Part | None, peers: Peers | None) -> Transformer:
+    def _on_meta(self, part: Part | None, peers: Peers | None, sequence: SequencePeers | None = None) -> Transformer:
         recompute = self.config.train.activation_checkpointing
         with torch.device("meta"):
-            return Transformer(self.config.model, self.vocab_size, recompute, part, peers)
+            return Transformer(self.config.model, self.vocab_size, recompute, part, peers, sequence)

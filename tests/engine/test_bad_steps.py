@@ -97,7 +97,7 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
 
 @pytest.mark.parametrize(
     ("stage", "dtype", "degree"),
-    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp")],
+    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp"), (2, "fp32", "sp")],
 )
 def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
     """Of a pipeline the last stages alone see the losses."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Stop:
 
     @property
     def config(self) -> TrainConfig:
-        degrees = {"pp": self.layout.pp, "tp": self.layout.tp}
+        degrees = {"pp": self.layout.pp, "tp": self.layout.tp, "sp": self.layout.sp}
         offload = self.layout.offload
         return train_config(self.layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, offload=offload)
 
@@ -50,12 +51,11 @@ class Stop:
 def random_journey(seed: int) -> list[Stop]:
     chance = random.Random(seed)
     layouts = [
-        Layout(dp, stage, 2, 6 // dp, pp, tp, chance.choice(OFFLOADS) if stage and pp == 1 else "none")
-        for pp in (1, 2, 4)
-        for tp in (1, 2)
+        Layout(dp, stage, 2, 6 // dp, pp, tp, sp, chance.choice(OFFLOADS) if stage and pp == 1 else "none")
+        for pp, tp, sp in [*product((1, 2, 4), (1, 2), (1,)), (1, 1, 2), (1, 1, 4)]
         for dp in (1, 2, 3)
         for stage in (range(4) if pp * tp == 1 else range(2))
-        if pp * tp * dp <= NUM_RANKS
+        if pp * tp * sp * dp <= NUM_RANKS
     ]
     chance.shuffle(layouts)
     return [

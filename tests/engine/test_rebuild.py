@@ -62,7 +62,14 @@ def resident_mib() -> int:
 
 @pytest.mark.parametrize(
     ("stage", "degrees", "offload"),
-    [(1, {}, "none"), (3, {}, "none"), (1, {"pp": 2}, "none"), (1, {"tp": 2}, "none"), (3, {}, "nvme")],
+    [
+        (1, {}, "none"),
+        (3, {}, "none"),
+        (1, {"pp": 2}, "none"),
+        (1, {"tp": 2}, "none"),
+        (3, {"sp": 2}, "none"),
+        (3, {}, "nvme"),
+    ],
 )
 def test_rebuilding_is_flat(stage: int, degrees: dict[str, int], offload: str) -> None:
     for rounds in run_team(2, rebuild, stage, degrees, offload):

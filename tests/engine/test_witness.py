@@ -21,20 +21,27 @@ from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
-SPLIT = [(0, "fp32", 2, 1), (1, "fp32", 2, 1), (1, "bf16", 2, 1), (0, "fp32", 1, 2), (1, "bf16", 1, 2)]
-"""With pp and tp."""
+SPLIT = [
+    (0, "fp32", 2, 1),
+    (1, "fp32", 2, 1),
+    (1, "bf16", 2, 1),
+    (0, "fp32", 1, 2),
+    (1, "bf16", 1, 2),
+    (2, "fp32", 1, 1, 2),
+]
+"""With pp, tp and sp."""
 
 
-Kind = tuple[int, str] | tuple[int, str, int, int]
+Kind = tuple[int, str] | tuple[int, str, int, int] | tuple[int, str, int, int, int]
 
 
 class Training:
     """One rank that trains as the runtime does: seal, snapshot, verify before the next update."""
 
     def __init__(
-        self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1, tp: int = 1
+        self, me: Rank, generation: int, world_size: int, stage: int, dtype: str, pp: int = 1, tp: int = 1, sp: int = 1
     ) -> None:
-        config = train_config(stage, dtype, degrees={"pp": pp, "tp": tp} if pp * tp > 1 else None)
+        config = train_config(stage, dtype, degrees={"pp": pp, "tp": tp, "sp": sp} if pp * tp * sp > 1 else None)
         self._group = me.group(generation, range(world_size))
         self._group.form()
         self.engine: ZeroEngine = build_engine(workload(config), config, config.layout(world_size), self._group)

@@ -34,9 +34,10 @@ def train_config(
     degrees: Mapping[str, int] | None = None,
     num_layers: int = 2,
     offload: str = "none",
+    model: Mapping[str, Any] | None = None,
     **train: Any,
 ) -> TrainConfig:
-    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp."""
+    """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active. `degrees`: pp, tp, sp."""
     drive = {"offload_path": tempfile.gettempdir()} if offload == "nvme" else {}
     manual = {"layout": "manual", **degrees} if degrees else {}
     return TrainConfig.from_dict(
@@ -44,7 +45,8 @@ def train_config(
             "train": {"dtype": dtype, "global_batch": 12, "micro_batch": 2, "grad_clip": 0.2, "steps": 12}
             | {"warmup_steps": 3, "learning_rate": 1e-2, "seed": 7}
             | train,
-            "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1},
+            "model": {"num_layers": num_layers, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "dropout": 0.1}
+            | dict(model or {}),
             "data": {"seq_len": 16},
             "parallel": {"zero_stage": zero_stage, "offload": offload, **drive, **manual},
             "elastic": {"max_workers": prod((degrees or {}).values())},

@@ -69,14 +69,14 @@ def test_every_layout_is_whole_and_listed_once(shape: ModelShape, world: int, ba
         assert c.zero_stage < 2 or c.pp == 1
         assert c.zero_stage < 3 or c.ep == 1
     of_today = set(enumerate_layouts(shape, world, batch))
-    assert of_today == {c for c in candidates if c.runs_today and c.pp == c.tp == 1 and c.offload == "none"}
+    assert of_today == {c for c in candidates if c.runs_today and c.pp == c.tp == c.sp == 1 and c.offload == "none"}
     assert all((c.layout().pp, c.layout().tp) == (c.pp, c.tp) for c in candidates if c.runs_today)
     assert all(c.layout().world_size == world and c.layout().global_batch == batch for c in of_today)
 
 
 def test_a_layout_that_the_engine_does_not_run_is_never_handed_to_it() -> None:
-    with pytest.raises(ValueError, match="dp1 sp2"):
-        Candidate(1, 1, 1, sp=2).layout()
+    with pytest.raises(ValueError, match="dp1 tp2 sp2"):
+        Candidate(1, 1, 1, tp=2, sp=2).layout()
 
 
 @settings(deadline=None, max_examples=40)

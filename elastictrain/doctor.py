@@ -145,18 +145,18 @@ def compiler() -> Finding:
     if not shutil.which("ninja") and importlib.util.find_spec("ninja") is None:
         missing.append("ninja")
     if missing:
-        advice = "install them (apt-get install g++; pip install ninja) for optimizer offload; plain ZeRO needs neither"
+        advice = "install them (apt-get install g++; pip install ninja) for DeepSpeed's operators; no run needs them"
         return Finding("compiler", "warn", f"no {' and no '.join(missing)}", advice)
     return Finding("compiler", "ok", "g++ and ninja")
 
 
 def libaio() -> Finding:
-    """The library of asynchronous I/O, for NVMe offload."""
+    """The library of DeepSpeed's asynchronous I/O, which `parallel.offload: nvme` does without."""
     library, header = find_library("aio"), Path("/usr/include/libaio.h").exists()
     if library and header:
         return Finding("libaio", "ok", f"{library} with its header")
     found = "the library without its header" if library else "not installed"
-    return Finding("libaio", "warn", found, "apt-get install libaio-dev for NVMe offload; nothing else needs it")
+    return Finding("libaio", "warn", found, "apt-get install libaio-dev to have DeepSpeed's own I/O; no run needs it")
 
 
 def torch_and_gpus() -> list[Finding]:

@@ -109,7 +109,7 @@ def _without(host_bytes: int, num_workers: int) -> Cluster:
         within_node=loopback,
         between_nodes=loopback,
         host_link=Link(bytes_per_s=memory_bytes_per_s),
-        host_memory_bytes=host_bytes,
+        host_memory_bytes=0,
         host_memory_bytes_per_s=memory_bytes_per_s,
     )
 

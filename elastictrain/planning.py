@@ -12,6 +12,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.plan.auto import Asked, Plans, as_asked, planned
 from elastictrain.plan.choose import Job
+from elastictrain.plan.cluster import Dtype
 from elastictrain.plan.figures import Figures
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND
@@ -29,7 +30,9 @@ def job_of(config: TrainConfig) -> Job:
             "transformer, and huggingface where that is built as a Llama"
         )
     shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
-    return Job(shape, config.train.dtype, config.train.global_batch, splits=config.model.kind == SPLIT_KIND)
+    # as large as bf16, and as fast on what runs it
+    dtype: Dtype = "fp32" if config.train.dtype == "fp32" else "bf16"
+    return Job(shape, dtype, config.train.global_batch, splits=config.model.kind == SPLIT_KIND)
 
 
 def asked_of(config: TrainConfig) -> Asked:
@@ -41,7 +44,9 @@ def asked_of(config: TrainConfig) -> Asked:
         zero_stage=parallel.zero_stage,
         pp=parallel.pp,
         tp=parallel.tp,
+        sp=parallel.sp,
         ep=parallel.ep,
+        offload=parallel.offload,
         recompute=train.activation_checkpointing,
     )
 
@@ -68,13 +73,15 @@ def candidate_of(config: TrainConfig, world_size: int) -> Candidate:
 
 def overrides_of(candidate: Candidate) -> list[str]:
     """What to write on the command line to train so."""
-    degrees = [(name, getattr(candidate, name)) for name in ("pp", "tp", "ep")]
+    degrees = [(name, getattr(candidate, name)) for name in ("pp", "tp", "sp", "ep")]
     split = [f"parallel.{name}={degree}" for name, degree in degrees if degree > 1]
     return [
         "parallel.layout=manual",
         *split,
         f"train.micro_batch={candidate.micro_batch}",
         f"parallel.zero_stage={candidate.zero_stage}",
+        *([f"parallel.offload={candidate.offload}"] if candidate.offload != "none" else []),
+        *(["parallel.offload_path=/FOLDER/ON/A/DRIVE"] if candidate.offload == "nvme" else []),
         f"train.activation_checkpointing={str(candidate.activation_checkpointing).lower()}",
         f"elastic.max_workers={candidate.world_size}",
     ]

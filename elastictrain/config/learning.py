@@ -28,8 +28,9 @@ class TrainSection(Section):
     the sums and the dropout masks, so `parallel.layout: auto` keeps it, and takes less only where memory is short."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initialisation, the sample order and dropout."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type of weights and activations in forward and backward; master weights and moments stay fp32."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and activations in forward and backward; master weights and moments stay fp32. fp16 scales the
+    loss, as much as its gradients allow, and needs GPUs."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak learning rate of AdamW."""
     min_learning_rate: float = Field(default=3e-4, ge=0)

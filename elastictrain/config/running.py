@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ByteSize, Field, model_validator
 
 from elastictrain.config.section import Section
+from elastictrain.plan.layout import Offload
 
 
 class RunSection(Section):
@@ -34,14 +35,37 @@ class ParallelSection(Section):
     ep: int = Field(default=1, ge=1)
     """Copies of the model that share its experts (with model.num_experts): each of ep workers has some of them, and a
     token's vector goes to the worker that has its expert. The number of workers is a multiple of it."""
+    sp: int = Field(default=1, ge=1)
+    """Workers that share each sequence, for long ones: each computes data.seq_len / sp positions, and within attention
+    all positions of its share of the heads. Not with pp, tp or ep."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
     0 or 1, with ep 0 to 2."""
+    offload: Offload = "none"
+    """Where what ZeRO shards lies between its uses, from stage 1 on: on the device (none); in the host's memory, where
+    the update is made too (cpu); masters and moments in files on the host's drive (nvme). With ZeRO 3 the weights lie
+    in the host's memory as well."""
+    offload_path: str | None = Field(default=None, pattern=r"^/")
+    """Folder on a fast drive of every node (offload nvme); 12 bytes a parameter are shared by the workers there."""
 
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model together, as far as is asked for."""
-        return (self.pp or 1) * (self.tp or 1)
+        return (self.pp or 1) * (self.tp or 1) * self.sp
+
+    @model_validator(mode="after")
+    def _has_its_drive(self) -> ParallelSection:
+        if self.offload == "nvme" and self.offload_path is None:
+            raise ValueError(
+                "parallel.offload nvme needs parallel.offload_path, a folder on a fast drive of every node: set it, or "
+                "parallel.offload to cpu"
+            )
+        if self.offload != "nvme" and self.offload_path is not None:
+            raise ValueError(
+                f"parallel.offload_path {self.offload_path} counts only with parallel.offload nvme: set that too, or "
+                "leave parallel.offload_path out"
+            )
+        return self
 
 
 class BudgetSection(Section):

@@ -56,10 +56,14 @@ class TrainConfig(Section):
             zero_stage=self._zero_stage,
             pp=parallel.pp or 1,
             tp=parallel.tp or 1,
+            sp=parallel.sp,
             ep=parallel.ep,
+            offload=parallel.offload,
             num_layers=model.num_layers,
+            num_heads=model.num_heads,
             num_kv_heads=model.num_kv_heads or model.num_heads,
             num_experts=model.num_experts or 1,
+            seq_len=self.data.seq_len,
             kind=model.kind,
         )
         if problem:
@@ -101,7 +105,9 @@ class TrainConfig(Section):
             zero_stage=self._zero_stage,
             pp=self.parallel.pp or 1,
             tp=self.parallel.tp or 1,
+            sp=self.parallel.sp,
             ep=self.parallel.ep,
+            offload=self.parallel.offload,
             recompute=bool(self.train.activation_checkpointing),
         )
 

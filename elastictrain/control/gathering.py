@@ -68,7 +68,9 @@ def _gather(state: State, now: float) -> Decision:
         nodes = _nodes_of_ready(state)
         members = assign_ranks(state.size, nodes, state.members, state.nodes)
         choice = state.choice(state.size)
-        members = seat_together(members, nodes, choice.layout.tp * choice.layout.ep)  # they talk all the time
+        members = seat_together(
+            members, nodes, choice.layout.tp * choice.layout.sp * choice.layout.ep
+        )  # they talk all the time
         state = replace(state, phase="forming", members=members, leaving=False)
         return state, [Form(state.generation, members, state.restore, state.cause, choice)]
     fewest = state.policy.world_sizes[0]

@@ -10,6 +10,9 @@ The limit of a step is known before the step begins, so the engine compares on t
 Every rank holds the same guard, fed with the mean over the global batch: all come to the same verdict. A guard made
 from the recorded losses of the last WINDOW steps is the one that saw them happen, so a resume decides alike.
 
+With fp16 a gradient overflows whenever the loss scale is too high for it: the step counts as any other whose update is
+not made, and is never more than skipped, but for `max_bad_steps` of them in a row.
+
 Cost: a sort of WINDOW floats a step, about 10 us; nothing while spikes are ignored.
 """
 
@@ -72,7 +75,10 @@ class LossGuard:
         if updated:
             return None
         reason: SkipReason = "loss" if not math.isfinite(loss) else "spike" if loss > limit else "gradient"
-        action = self._train.on_spike if reason == "spike" else self._train.on_bad_loss
+        action: BadStepAction = self._train.on_spike if reason == "spike" else self._train.on_bad_loss
+        if self._train.dtype == "fp16" and reason == "gradient":
+            # the loss scale was too high, and is lower now: that is how fp16 finds it
+            action = "skip"
         in_a_row = sum(1 for _ in takewhile(lambda seen: seen[1], reversed(self._seen)))
         return _verdict(step, loss, limit, reason, action, in_a_row, self._train.max_bad_steps)
 

@@ -70,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def scalars(self) -> Mapping[str, int | float]:
-        """State that is no tensor: `optimizer_step`."""
+        """State that is no tensor: `optimizer_step`; with fp16 the loss scale."""
         ...
 
     def import_state(self, source: StateSource) -> None:

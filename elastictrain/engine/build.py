@@ -1,4 +1,4 @@
-"""The engine of a layout: plain ZeRO, tensor parallelism, a stage of a pipeline, or shared experts."""
+"""The engine of a layout: plain ZeRO, shared sequences, tensor parallelism, a pipeline's stage, or shared experts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.pipeline import PipelineEngine
 from elastictrain.engine.reset import forget_engine
+from elastictrain.engine.sequence import SequenceEngine
 from elastictrain.engine.split import SplitEngine
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.plan.layout import Layout
@@ -34,4 +35,6 @@ def _kind(layout: Layout) -> type[ZeroEngine]:
         return PipelineEngine
     if layout.tp > 1:
         return SplitEngine
+    if layout.sp > 1:
+        return SequenceEngine
     return ExpertEngine if layout.ep > 1 else ZeroEngine

@@ -34,7 +34,7 @@ from elastictrain.state.tensors import PARTS
 T = TypeVar("T")
 
 _NOTHING = torch.iinfo(torch.int64).min
-_LOWEST_EXPONENT_BIT = {torch.float32: 23, torch.bfloat16: 7}
+_LOWEST_EXPONENT_BIT = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Witness:
         self,
         *,
         rank: int,
+        device: torch.device,
         pieces: Sequence[Piece],
         shard: Mapping[str, Tensor],
         unexported: Mapping[str, Tensor],
@@ -62,13 +63,14 @@ class Witness:
         num_sets: int,
         own_weights: Callable[[Piece], Tensor],
     ) -> None:
-        """`shard` is the export of `pieces`, by what its parts hold; `unexported` what else there is of them.
+        """`device` is where collectives find what they add up; `shard` is the export of `pieces`, by what its parts
+        hold; `unexported` what else there is of them.
 
         `replicas` are the weights that others hold too, by who does: this rank's sets, of at most `num_sets` in all.
         `own_weights` gives those of a piece that only this rank holds, flat.
         """
         held = {**shard, **unexported}
-        self._rank = rank
+        self._rank, self._device = rank, device
         self._replicas, self._num_sets = replicas, num_sets
         self._num_exported = len(shard)
         self._names = list(held)
@@ -120,8 +122,7 @@ class Witness:
         for each in self._replicas:
             mine = int(digest(list(each.weights.values())), 16) >> 1  # fits a signed integer, and so does its negative
             extremes[2 * each.number : 2 * each.number + 2] = mine, -mine
-        device = self._shard[0].device if self._shard else "cpu"
-        told = torch.tensor([*extremes, doubt], dtype=torch.int64, device=device)
+        told = torch.tensor([*extremes, doubt], dtype=torch.int64, device=self._device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         *extremes, doubted = told.tolist()
         pairs = zip(extremes[::2], extremes[1::2], strict=True)
@@ -145,8 +146,8 @@ class Witness:
 
 
 def _cast(piece: Piece, weights: Tensor) -> Tensor:
-    """What a piece's masters say that the weights are, flat."""
-    return piece.view(PARTS[0], {}).to(weights.dtype)
+    """What a piece's masters say that the weights are, flat, and where the weights lie."""
+    return piece.view(PARTS[0], {}).to(weights)
 
 
 def _gathered(part: T) -> list[T]:

@@ -1,8 +1,9 @@
-"""DeepSpeed's ZeRO as an Engine: stages 0 to 3, fp32 and bf16, one optimizer step at a time.
+"""DeepSpeed's ZeRO as an Engine: stages 0 to 3, fp32, bf16 and fp16, one optimizer step at a time.
 
 Deterministic: the same layout, state and micro-batches give the same bits. Dropout is seeded per micro-batch, the
 weights come from the workload's seed or an import, the rate is an argument. What DeepSpeed would keep between steps
-(counters, schedules, scalers) decides nothing here, so the state is exactly the masters, the moments and one integer.
+(counters, schedules) decides nothing here, so the state is exactly the masters, the moments and one integer; with fp16
+also the loss scale (`loss_scale`).
 State that a model keeps outside its trainable parameters (buffers such as running means) is not part of it.
 Each rank builds the whole model in host memory before ZeRO 3 shards it.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -28,8 +30,10 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase, StepResult
 from elastictrain.engine.device import Device
+from elastictrain.engine.drive import move_to_drive
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.loss_scale import LossScale
 from elastictrain.engine.release import release
 from elastictrain.engine.transfer import ShardExporter, Slabs, import_pieces, runs_of
 from elastictrain.engine.witness import Replicas, Witness
@@ -39,6 +43,8 @@ from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
 from elastictrain.workloads.base import Batch, Workload
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ZeroEngine:
@@ -52,7 +58,7 @@ class ZeroEngine:
         self._layout = layout
         self._place = layout.place(group.rank)
         self._device = device
-        self._input_dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
+        self._input_dtype = DTYPES[config.train.dtype]
         self._clip = (config.train.grad_clip or math.inf) if clips_itself(config.train, layout) else None
 
         self._module = self._build_module(config, group)
@@ -66,8 +72,11 @@ class ZeroEngine:
         num_elements = sum(p.numel() for p in parameters.values())
         self._engine: Any = self._initialize(deepspeed_config(config.train, layout, device, num_elements))
         self._found = find_pieces(self._engine.optimizer, parameters)
+        self._loss_scale = LossScale(self._engine.optimizer.loss_scaler) if config.train.dtype == "fp16" else None
         self._optimizer_step = 0
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
+        if layout.offload == "nvme":
+            move_to_drive(self._adamw, self._found.pieces, Path(str(config.parallel.offload_path)))
 
         exported = self._found.pieces
         if self._found.replicated:
@@ -108,15 +117,17 @@ class ZeroEngine:
 
     def _share(self, pieces: Iterable[Piece]) -> tuple[Piece, ...]:
         """What this rank exports of pieces that others hold too."""
-        return share(pieces, self._place.dp, self._layout.dp)
+        place, layout = self._place, self._layout
+        return share(pieces, place.dp * layout.sp + place.sp, layout.zero_group)
 
     def _replicas(self) -> tuple[Sequence[Replicas], int]:
         """The weights that other ranks hold too, and how many sets of such ranks there are."""
         layout, place = self._layout, self._place
-        same = frozenset(layout.rank(replace(place, dp=dp)) for dp in range(layout.dp))
+        alike = [replace(place, dp=dp, sp=sp) for dp in range(layout.dp) for sp in range(layout.sp)]
         number = place.pp * layout.tp + place.tp
-        whole = [Replicas(number, same, self._found.whole)] if layout.dp > 1 else []
-        return whole, layout.replica_size
+        same = frozenset(map(layout.rank, alike))
+        whole = [Replicas(number, same, self._found.whole)] if layout.zero_group > 1 else []
+        return whole, layout.pp * layout.tp
 
     def _initialize(self, config: Mapping[str, Any]) -> Any:
         """DeepSpeed's engine of the module."""
@@ -195,12 +206,15 @@ class ZeroEngine:
             on_phase("update")
             for group in self._adamw.param_groups:
                 group["lr"] = learning_rate
+            scale = self._loss_scale.scalars() if self._loss_scale else {}
             grad_norm = self._update()
             self._exporter.mark_updated()
             updated = math.isfinite(grad_norm)
             self._optimizer_step += updated
             if known is None:
                 known = self._everyones(own) if self._must_ask or not updated else own
+            if self._loss_scale and not updated and not _is_sound(known, loss_limit):
+                self._loss_scale.restore(scale)
             return StepResult(tuple(own.tolist()) if self._tells else (), tuple(known.tolist()), grad_norm, updated)
 
     def tensors(self) -> tuple[LogicalTensor, ...]:
@@ -217,11 +231,13 @@ class ZeroEngine:
 
     def scalars(self) -> Mapping[str, int | float]:
         """See `base.Engine.scalars`."""
-        return {"optimizer_step": self._optimizer_step}
+        return {"optimizer_step": self._optimizer_step} | (self._loss_scale.scalars() if self._loss_scale else {})
 
     def import_state(self, source: StateSource) -> None:
         """See `base.Engine.import_state`."""
         self._optimizer_step = int(source.scalars["optimizer_step"])
+        if self._loss_scale:
+            self._loss_scale.restore(source.scalars)
         import_pieces(self._found.pieces, self._adamw.state, source, self._slabs)
         start_moments(self._adamw, self._found.pieces, self._optimizer_step)
         with peer_loss_named(), torch.no_grad():
@@ -257,6 +273,10 @@ class ZeroEngine:
             self._take_step()
             norm = float(self._engine.get_global_grad_norm())
             if not self._engine.was_step_applied():
+                if self._layout.offload != "none" and self._layout.zero_stage < 3:
+                    # DeepSpeed would add the next step's gradients to those that it has just refused
+                    refused = self._engine.optimizer.averaged_gradients
+                    refused.update(dict.fromkeys(refused))
                 return math.inf
         return norm
 
@@ -264,6 +284,7 @@ class ZeroEngine:
         replicas, num_sets = self._replicas()
         return Witness(
             rank=group.rank,
+            device=self._device.torch_device,
             pieces=pieces,
             shard=self._exporter.runs,
             unexported=besides,
@@ -277,5 +298,9 @@ def veto(losses: Tensor, limit: float | None, dtype: torch.dtype) -> Tensor:
     """1, or NaN when no update may be made: as a factor of one rank's loss it spoils the gradient of all ranks, and all
     stages of ZeRO refuse and clear a gradient that is not finite. Computed on the device, which nobody waits for.
     """
+    return torch.where(_is_sound(losses, limit), 1.0, math.nan).to(dtype)
+
+
+def _is_sound(losses: Tensor, limit: float | None) -> Tensor:
     mean = losses.double().mean()
-    return torch.where(mean.isfinite() & (mean <= (math.inf if limit is None else limit)), 1.0, math.nan).to(dtype)
+    return mean.isfinite() & (mean <= (math.inf if limit is None else limit))

@@ -14,9 +14,13 @@ from elastictrain.plan.layout import Layout
 from elastictrain.plan.zero_memory import LARGEST_BUCKET
 from elastictrain.workloads.base import Workload
 
+INITIAL_LOSS_SCALE_POWER = 16
+"""Of two: what fp16 begins with; it is halved until gradients are finite, and doubled after 1000 steps in which all
+were."""
+
 
 def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_elements: int) -> dict[str, Any]:
-    """The config of `deepspeed.initialize`. Gradients of bf16 weights are summed in fp32, over micro-batches and ranks.
+    """The config of `deepspeed.initialize`. Gradients of bf16 and fp16 are added up in fp32, over batches and ranks.
 
     Stage 0 is the exception: DeepSpeed can accumulate its micro-batches only in the type of the weights.
     """
@@ -42,10 +46,18 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": None,
     }
+    if layout.offload != "none":
+        # What goes on to a drive goes there from the host's memory: see `drive`.
+        away = {"device": "cpu", "pin_memory": device.is_cuda}
+        config["zero_optimization"]["offload_optimizer"] = away
+        if layout.zero_stage == 3:
+            config["zero_optimization"]["offload_param"] = away
+    if train.dtype == "fp16":
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": INITIAL_LOSS_SCALE_POWER}
     if train.dtype == "bf16":
         config["bf16"] = {"enabled": True}
-        if layout.zero_stage > 0:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if train.dtype != "fp32" and layout.zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from elastictrain.plan.choose import Job, NothingFits, Option, shortage, weigh, why
 from elastictrain.plan.figures import Figures
-from elastictrain.plan.layout import Layout, legal_world_sizes, micro_batch_ladder, plan_layout
+from elastictrain.plan.layout import Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
 from elastictrain.plan.memory import Memory
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
 from elastictrain.plan.space import Candidate, Choices, divisors, enumerate_layouts
@@ -40,12 +40,14 @@ class Asked:
     pp: int | None = None
     tp: int | None = None
     recompute: bool | None = None
+    sp: int = 1
     ep: int = 1
+    offload: Offload = "none"
 
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model, as far as is asked for."""
-        return (self.pp or 1) * (self.tp or 1)
+        return (self.pp or 1) * (self.tp or 1) * self.sp
 
     def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
         """With the defaults of what is left open; raises ConfigError when the world can't be split so."""
@@ -56,7 +58,9 @@ class Asked:
             zero_stage=DEFAULT_ZERO_STAGE if self.zero_stage is None else self.zero_stage,
             pp=self.pp or 1,
             tp=self.tp or 1,
+            sp=self.sp,
             ep=self.ep,
+            offload=self.offload,
             recompute=bool(self.recompute),
         )
 
@@ -185,7 +189,9 @@ class _World:
             activation_checkpointing=(False, True) if asked.recompute is None else (asked.recompute,),
             pp=[d for d in by if d <= job.shape.num_layers] if asked.pp is None else (asked.pp,),
             tp=[d for d in by if d <= cluster.devices_per_node] if asked.tp is None else (asked.tp,),
+            sp=(asked.sp,),
             ep=(asked.ep,),
+            offload=(asked.offload,),
         )
         candidates = enumerate_layouts(job.shape, world_size, job.global_batch, choices)
         layout = asked.layout(world_size) if usual else None

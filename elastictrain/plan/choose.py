@@ -34,15 +34,19 @@ class Job:
     def runs(self, candidate: Candidate) -> bool:
         """Whether this project's engines can train so."""
         c, shape = candidate, self.shape
-        return c.has_layout and not refusal(
+        return not refusal(
             self.dtype,
             zero_stage=c.zero_stage,
             pp=c.pp,
             tp=c.tp,
+            sp=c.sp,
             ep=c.ep,
+            offload=c.offload,
             num_layers=shape.num_layers,
+            num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             num_experts=shape.num_experts,
+            seq_len=shape.seq_len,
             kind=SPLIT_KIND if self.splits else "another",
         )
 

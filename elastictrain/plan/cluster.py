@@ -85,8 +85,8 @@ class Cluster(_Section):
     """Between nodes, as each device's share of its node's network."""
     host_link: Link
     """Between a device and its host's memory (PCIe)."""
-    host_memory_bytes: int = Field(gt=0)
-    """Memory of one node's host, for offloaded state."""
+    host_memory_bytes: int = Field(ge=0)
+    """Memory of one node's host, for offloaded state; 0 where it is the devices' own."""
     host_memory_bytes_per_s: float = Field(gt=0)
     """Its bandwidth, shared by the node's devices: what an optimizer on the host runs at."""
     efficiency: Efficiency = Efficiency()

@@ -1,24 +1,27 @@
 """The layout of a world of ranks, and which world sizes a job can run at.
 
-    world = dp x pp x tp        global batch = micro-batch x accumulation x dp, which never changes
+    world = dp x pp x tp x sp        global batch = micro-batch x accumulation x dp, which never changes
 
-A replica of the model is pp stages of tp ranks each; dp replicas share the micro-batches of a step. With expert
+A replica of the model is pp stages of tp x sp ranks each; dp replicas share the micro-batches of a step. With expert
 parallelism ep neighbours among the replicas hold the experts together, so dp is a multiple of ep. The micro-batch is
 fixed by the user (it decides what is computed together, hence the float sums and the dropout masks), so accumulation
 is what adapts, and a world size is legal when it is a whole number of replicas that divides the number of micro-batches
 in a step. Only a lack of memory makes the micro-batch smaller, along `micro_batch_ladder`.
 
-Ranks are placed so that the talkative ones are neighbours: tp innermost, then dp, then pp (Narayanan et al. 2021,
-Takeaway 1).
+Ranks are placed so that the talkative ones are neighbours: tp innermost, then sp, then dp, then pp (Narayanan et al.
+2021, Takeaway 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from elastictrain.errors import ConfigError
+
+Offload = Literal["none", "cpu", "nvme"]
+"""Where what ZeRO shards lies between its uses: on the device, in the host's memory, on the host's drives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Place:
     """The replica of the model that it is part of."""
     tp: int
     """Its share of each split matrix."""
+    sp: int = 0
+    """Its share of each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,10 @@ class Layout:
     accumulation: int
     pp: int = 1
     tp: int = 1
+    sp: int = 1
     ep: int = 1
     """Replicas among which the experts are shared out; a divisor of dp."""
+    offload: Offload = "none"
     recompute: bool = False
     """Each block's activations are computed again in the backward pass."""
 
@@ -56,24 +63,30 @@ class Layout:
     @property
     def replica_size(self) -> int:
         """Ranks that hold one copy of the model together."""
-        return self.pp * self.tp
+        return self.pp * self.tp * self.sp
+
+    @property
+    def zero_group(self) -> int:
+        """Ranks over which ZeRO shards, and gradients are averaged."""
+        return self.dp * self.sp
 
     def place(self, rank: int) -> Place:
         """Where this rank stands."""
         rest, tp = divmod(rank, self.tp)
+        rest, sp = divmod(rest, self.sp)
         pp, dp = divmod(rest, self.dp)
-        return Place(pp, dp, tp)
+        return Place(pp, dp, tp, sp)
 
     def rank(self, place: Place) -> int:
         """The inverse of `place`."""
-        return (place.pp * self.dp + place.dp) * self.tp + place.tp
+        return ((place.pp * self.dp + place.dp) * self.sp + place.sp) * self.tp + place.tp
 
     @property
     def degrees(self) -> str:
         """In short: dp2 pp2 zero1."""
-        degrees = (("pp", self.pp), ("tp", self.tp), ("ep", self.ep))
-        split = [f"{name}{degree}" for name, degree in degrees if degree > 1]
-        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}"])
+        split = [f"{name}{degree}" for name in ("pp", "tp", "sp", "ep") if (degree := getattr(self, name)) > 1]
+        away = [f"offload-{self.offload}"] if self.offload != "none" else []
+        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}", *away])
 
     @property
     def global_batch(self) -> int:
@@ -85,7 +98,7 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying, and so on."""
-        usual = {"pp": 1, "tp": 1, "ep": 1, "recompute": False}
+        usual = {"pp": 1, "tp": 1, "sp": 1, "ep": 1, "offload": "none", "recompute": False}
         unsaid = {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
@@ -109,23 +122,26 @@ def plan_layout(
     zero_stage: int,
     pp: int = 1,
     tp: int = 1,
+    sp: int = 1,
     ep: int = 1,
+    offload: Offload = "none",
     recompute: bool = False,
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
-    dp, rest = divmod(world_size, pp * tp)
+    size = pp * tp * sp
+    dp, rest = divmod(world_size, size)
     if rest or not dp:
-        fewer = f"{dp * pp * tp} or " if dp else ""
+        fewer = f"{dp * size} or " if dp else ""
         raise ConfigError(
-            f"{world_size} workers are no whole number of replicas: each takes parallel.pp {pp} x parallel.tp {tp} = "
-            f"{pp * tp} workers. Set elastic.max_workers to {fewer}{(dp + 1) * pp * tp}, or make parallel.pp or "
-            f"parallel.tp smaller."
+            f"{world_size} workers are no whole number of replicas: each takes {_product(pp, tp, sp)} = "
+            f"{size} workers. Set elastic.max_workers to {fewer}{(dp + 1) * size}, or make parallel.pp, parallel.tp or "
+            f"parallel.sp smaller."
         )
     if dp % ep:
-        fewer = f"{dp // ep * ep * pp * tp} or " if dp > ep else ""
+        fewer = f"{dp // ep * ep * size} or " if dp > ep else ""
         raise ConfigError(
             f"{dp} replicas can't share the experts in groups of parallel.ep {ep}: {dp} / {ep} = {dp / ep:.4g}. Set "
-            f"elastic.max_workers to {fewer}{(dp // ep + 1) * ep * pp * tp}, or parallel.ep to a divisor of {dp}."
+            f"elastic.max_workers to {fewer}{(dp // ep + 1) * ep * size}, or parallel.ep to a divisor of {dp}."
         )
     if global_batch % micro_batch:
         raise ConfigError(
@@ -135,15 +151,31 @@ def plan_layout(
         )
     micro_batches = global_batch // micro_batch
     if micro_batches % dp:
-        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches * pp * tp, pp * tp, ep)
-        sharing = "worker" if pp * tp == 1 else f"replica of parallel.pp {pp} x parallel.tp {tp} workers"
+        legal = legal_world_sizes(global_batch, micro_batch, 1, micro_batches * size, size, ep)
+        sharing = "worker" if size == 1 else f"replica of {_product(pp, tp, sp)} workers"
         raise ConfigError(
             f"{world_size} workers can't share a step: train.global_batch {global_batch} / train.micro_batch "
             f"{micro_batch} = {micro_batches} micro-batches, and {micro_batches} / {dp} = "
             f"{micro_batches / dp:.4g} a {sharing}. Legal world sizes are {', '.join(map(str, legal)) or 'none'}: set "
             f"elastic.max_workers to one of them, or change train.global_batch."
         )
-    return Layout(dp, zero_stage, micro_batch, micro_batches // dp, pp, tp, ep, recompute)
+    return Layout(
+        dp,
+        zero_stage,
+        micro_batch,
+        micro_batches // dp,
+        pp=pp,
+        tp=tp,
+        sp=sp,
+        ep=ep,
+        offload=offload,
+        recompute=recompute,
+    )
+
+
+def _product(pp: int, tp: int, sp: int) -> str:
+    degrees = {"parallel.pp": pp, "parallel.tp": tp, "parallel.sp": sp}
+    return " x ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1 or name != "parallel.sp")
 
 
 def micro_batch_ladder(global_batch: int, micro_batch: int, replicas: Sequence[int]) -> tuple[int, ...]:

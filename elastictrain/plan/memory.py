@@ -101,12 +101,12 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     optimizer, host, nvme = state.optimizer, 0, 0
     weights = state.weights + (0 if stage.first else BYTES[dtype] * stage.shared)
     if candidate.offload != "none":
-        # Masters, moments and the gradients that they are updated with; at stage 3 the weights of this rank too.
-        away = state.optimizer + state.optimizer // 3
+        # Masters and moments go; so do the gradients that they are updated with, and at stage 3 this rank's weights.
+        host = state.optimizer // 3
         if candidate.zero_stage == 3:
-            away, weights = away + weights, 0
+            host, weights = host + weights, 0
         optimizer = 0
-        host, nvme = (away, 0) if candidate.offload == "cpu" else (0, away)
+        host, nvme = (host + state.optimizer, 0) if candidate.offload == "cpu" else (host, state.optimizer)
     found = []
     for moment, (gradients, buffers, activations) in moments.items():
         gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)

@@ -32,9 +32,18 @@ class Part:
     ep_index: int = 0
     """Which of them this is."""
 
+    sp: int = 1
+    """Ranks that share each sequence."""
+    sp_index: int = 0
+    """Which of them this is."""
+
     def experts(self, num_experts: int) -> range:
         """The numbers of this rank's experts in each layer."""
         return range(num_experts * self.ep_index // self.ep, num_experts * (self.ep_index + 1) // self.ep)
+
+    def positions(self, seq_len: int) -> range:
+        """This rank's positions of a sequence of so many."""
+        return range(seq_len * self.sp_index // self.sp, seq_len * (self.sp_index + 1) // self.sp)
 
     def share(self, size: int) -> range:
         """This rank's numbers of a dimension of so many; where they can't be equal, shares differ by one."""
@@ -49,7 +58,15 @@ def part_of(shape: ModelShape, layout: Layout, rank: int) -> Part:
     start = sum(dealt[:stage])
     blocks = range(start, start + dealt[stage])
     return Part(
-        blocks, stage == 0, stage == layout.pp - 1, layout.tp, place.tp, layout.ep, ep_index=place.dp % layout.ep
+        blocks,
+        first=stage == 0,
+        last=stage == layout.pp - 1,
+        tp=layout.tp,
+        tp_index=place.tp,
+        sp=layout.sp,
+        sp_index=place.sp,
+        ep=layout.ep,
+        ep_index=place.dp % layout.ep,
     )
 
 

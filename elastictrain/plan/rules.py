@@ -6,7 +6,10 @@ words of the config: the values, and what to set instead.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from elastictrain.plan.cluster import Dtype
+from elastictrain.plan.layout import Offload
 
 SPLIT_KIND = "transformer"
 """The kind of model that can be dealt out to several workers."""
@@ -15,14 +18,18 @@ DEFAULT_ZERO_STAGE = 1
 
 
 def refusal(
-    dtype: Dtype,
+    dtype: Dtype | Literal["fp16"],
     *,
     zero_stage: int,
     pp: int = 1,
     tp: int = 1,
+    sp: int = 1,
     ep: int = 1,
+    offload: Offload = "none",
     num_layers: int,
+    num_heads: int,
     num_kv_heads: int,
+    seq_len: int,
     num_experts: int = 1,
     kind: str = SPLIT_KIND,
 ) -> str | None:
@@ -47,6 +54,15 @@ def refusal(
             f"parallel.tp {tp} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient would "
             "leave out what other workers of a replica hold; set parallel.zero_stage to 1"
         )
+    if dtype == "fp16" and (pp * tp * ep > 1 or zero_stage == 0):
+        return (
+            "train.dtype fp16 is written for parallel.zero_stage 1, 2 and 3 of models that are not split: set that, "
+            "and parallel.pp, parallel.tp and parallel.ep to 1, or train.dtype to bf16"
+        )
+    if problem := _refuses_offload(offload, zero_stage, pp, ep):
+        return problem
+    if problem := _refuses_sequences(sp, pp * tp, num_experts, num_heads, seq_len, kind):
+        return problem
     if problem := _refuses_experts(dtype, zero_stage, pp, tp, ep, num_experts):
         return problem
     if num_kv_heads % tp:
@@ -62,7 +78,7 @@ def refusal(
     return None
 
 
-def _refuses_experts(dtype: Dtype, zero_stage: int, pp: int, tp: int, ep: int, num_experts: int) -> str | None:
+def _refuses_experts(dtype: str, zero_stage: int, pp: int, tp: int, ep: int, num_experts: int) -> str | None:
     if num_experts > 1 and pp * tp > 1:
         return (
             f"parallel.pp {pp} and parallel.tp {tp} are not run with model.num_experts {num_experts}: set both to 1, "
@@ -87,5 +103,47 @@ def _refuses_experts(dtype: Dtype, zero_stage: int, pp: int, tp: int, ep: int, n
         return (
             f"parallel.ep {ep} with train.dtype bf16 and parallel.zero_stage 0: DeepSpeed's norm of the gradient would "
             "leave the experts out; set parallel.zero_stage to 1 or 2"
+        )
+    return None
+
+
+def _refuses_offload(offload: Offload, zero_stage: int, pp: int, ep: int) -> str | None:
+    if offload == "none":
+        return None
+    if zero_stage == 0:
+        return (
+            f"parallel.offload {offload} needs parallel.zero_stage 1, 2 or 3, not 0: what ZeRO shards is what it "
+            "moves; set parallel.zero_stage to 1"
+        )
+    if pp * ep > 1:
+        return (
+            f"parallel.offload {offload} has not been tried with parallel.pp {pp} and parallel.ep {ep}: set both to 1, "
+            "or parallel.offload to none"
+        )
+    return None
+
+
+def _refuses_sequences(sp: int, split: int, num_experts: int, num_heads: int, seq_len: int, kind: str) -> str | None:
+    if sp == 1:
+        return None
+    if kind != SPLIT_KIND:
+        return (
+            f"parallel.sp {sp} can't split sequences of model.kind {kind}, only those of this project's transformer: "
+            "set parallel.sp to 1, and train.activation_checkpointing where memory is short"
+        )
+    if split > 1 or num_experts > 1:
+        return (
+            f"parallel.sp {sp} has not been tried with parallel.pp, parallel.tp or model.num_experts: set parallel.sp "
+            "to 1, or leave those out"
+        )
+    if seq_len % sp:
+        return (
+            f"parallel.sp {sp} workers can't share sequences of data.seq_len {seq_len} evenly: {seq_len} / {sp} = "
+            f"{seq_len / sp:g}; set parallel.sp to a divisor of data.seq_len"
+        )
+    if num_heads % sp:
+        return (
+            f"parallel.sp {sp} workers can't share {num_heads} attention heads evenly, as they do within attention: "
+            "set parallel.sp to a divisor of model.num_heads"
         )
     return None

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from elastictrain.plan.layout import Layout
+from elastictrain.plan.layout import Layout, Offload
 from elastictrain.plan.model_shape import ModelShape
 
-Offload = Literal["none", "cpu", "nvme"]
 OFFLOADS: tuple[Offload, ...] = ("none", "cpu", "nvme")
 MOST_ACCUMULATION = 4096
 """Micro-batches of one rank in a step: more are not worth a look."""
@@ -64,21 +63,24 @@ class Candidate:
             pp=layout.pp,
             tp=layout.tp,
             ep=layout.ep,
+            sp=layout.sp,
+            offload=layout.offload,
             activation_checkpointing=layout.recompute,
         )
 
-    @property
-    def has_layout(self) -> bool:
-        """Whether a `Layout` can say it: what it can't, no engine runs."""
-        return (self.sp, self.offload) == (1, "none")
-
     def layout(self) -> Layout:
         """What the engine is built with."""
-        if not self.has_layout:
-            raise ValueError(f"the engine has no layout for {self}")
-        recompute = self.activation_checkpointing
         return Layout(
-            self.dp, self.zero_stage, self.micro_batch, self.accumulation, self.pp, self.tp, self.ep, recompute
+            self.dp,
+            self.zero_stage,
+            self.micro_batch,
+            self.accumulation,
+            pp=self.pp,
+            tp=self.tp,
+            sp=self.sp,
+            ep=self.ep,
+            offload=self.offload,
+            recompute=self.activation_checkpointing,
         )
 
     def __str__(self) -> str:
@@ -157,8 +159,8 @@ def _of_degrees(
                 if (stage >= 2 and pp > 1) or (stage == 3 and ep > 1):
                     continue
                 for offload in choices.offload:
-                    # Optimizer state is offloaded in shards; only stage 3 can page weights from a drive.
-                    if (offload != "none" and (stage == 0 or pp > 1)) or (offload == "nvme" and stage < 3):
+                    # Optimizer state is offloaded in shards.
+                    if offload != "none" and (stage == 0 or pp > 1):
                         continue
                     for recompute in choices.activation_checkpointing:
                         yield replace(

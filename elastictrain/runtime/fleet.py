@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
 from elastictrain.plan.figures import Figures, figures_of
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
 from elastictrain.runtime.allocator import allocator_environment
@@ -84,11 +85,16 @@ class WorkerHandle:
     info: WorkerInfo | None = None
 
 
-def demand_of(config: TrainConfig, alive: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """What Ray reserves for each worker on a cluster of these nodes."""
+def demand_of(config: TrainConfig, resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What Ray reserves for a worker, of nodes with these resources. Raises ConfigError where that can't be enough."""
     per_worker = config.elastic.gpus_per_worker
     if per_worker is None:
-        per_worker = 1.0 if any(node["Resources"].get("GPU") for node in alive) else 0.0
+        per_worker = 1.0 if any(of_node.get("GPU") for of_node in resources) else 0.0
+    if config.train.dtype == "fp16" and not per_worker:
+        raise ConfigError(
+            "train.dtype fp16 needs GPUs, and the workers have none: set train.dtype to bf16 or fp32, or join a "
+            "cluster with GPUs (cluster.address), and leave elastic.gpus_per_worker out"
+        )
     return {"CPU": config.elastic.cpus_per_worker} | ({"GPU": per_worker} if per_worker else {})
 
 
@@ -121,9 +127,8 @@ class Fleet:
     _numbers: Iterable[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        self.resources = [node["Resources"] for node in alive]
-        self.demand = demand_of(self.config, alive)
+        self.resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.demand = demand_of(self.config, self.resources)
 
     @property
     def on_gpus(self) -> bool:
@@ -208,7 +213,9 @@ class Fleet:
     @property
     def terms(self) -> KeeperTerms:
         """What keepers are told."""
-        return KeeperTerms(self.token, self.config.checkpoint.every, self.config.elastic.orphan_timeout_s)
+        config = self.config
+        patience_s, drive = config.elastic.orphan_timeout_s, config.parallel.offload_path
+        return KeeperTerms(self.token, config.checkpoint.every, patience_s, drive)
 
     def take_over(self, generation: int) -> Estate | None:
         """Take what an earlier driver of this run left in memory, if it did; see `estate.take_over`."""

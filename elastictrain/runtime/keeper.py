@@ -109,7 +109,7 @@ class Keeper:
     def describe(self, driver_time: float) -> KeeperInfo:
         """Who and where, and how the node looks; `driver_time` is the driver's unix time."""
         self._lifeline.hear()
-        found = preflight.look(*self._run, driver_time)
+        found = preflight.look(*self._run, driver_time, self._terms.offload_path)
         return KeeperInfo(self._node, os.getpid(), self._server.address, found)
 
     # ------------------------------------------------------------------------------------------ for the supervisor

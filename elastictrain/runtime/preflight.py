@@ -1,4 +1,4 @@
-"""A look at a node before it joins: arithmetic, memory, the storage, the clock. About 50 ms and 32 MB.
+"""A look at a node before it joins: arithmetic, memory, the drive, the storage, the clock. About 50 ms and 32 MB.
 
 A machine that computes wrongly, can't reach the storage or lives in another time does more harm inside a run than
 outside, and says so here in a sentence instead of in a stack trace of some collective.
@@ -34,9 +34,9 @@ class Preflight:
     """What somebody should see to: training goes on without storage, and with a wrong clock."""
 
 
-def look(storage: str, run: str, driver_time: float) -> Preflight:
+def look(storage: str, run: str, driver_time: float, offload_path: str | None = None) -> Preflight:
     """Look at this node. `driver_time`: the driver's unix time, just now."""
-    refuse = (wrong_arithmetic(np.matmul), _memory())
+    refuse = (wrong_arithmetic(np.matmul), _memory(), _drive(offload_path))
     warn = (_storage(storage, run), _clock(driver_time))
     return Preflight(tuple(filter(None, refuse)), tuple(filter(None, warn)))
 
@@ -62,6 +62,13 @@ def _reclaimable() -> int:
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _drive(folder: str | None) -> str:
+    if folder is None or os.access(folder, os.W_OK | os.X_OK):
+        return ""
+    what = "may not be written to" if os.path.isdir(folder) else "is no folder"
+    return f"its parallel.offload_path {folder} {what}: make it, or set parallel.offload to cpu"
 
 
 def _storage(storage: str, run: str) -> str:

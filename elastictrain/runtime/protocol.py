@@ -133,6 +133,7 @@ class KeeperTerms:
     durable_every: int
     """Steps between durable checkpoints."""
     orphan_timeout_s: float
+    offload_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

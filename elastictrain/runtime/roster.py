@@ -295,7 +295,8 @@ class Roster:
             self.listener.keeper_event(KeeperTrouble("node", f"node {node.name}: {problem}"))
         if info.preflight.refuse:
             self.fleet.drop_node(node.name, REFUSED_S)
-            self.listener.node_lost(node.name, Cause("preflight", f"node {node.name}: {info.preflight.refuse[0]}"))
+            problem = f"node {node.name} is not used: {info.preflight.refuse[0]}"
+            self.listener.keeper_event(KeeperTrouble("node", problem))
             self._welcome()
             return
         node.info = info

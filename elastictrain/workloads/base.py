@@ -11,7 +11,7 @@ from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
 from elastictrain.state.slab import Slab
 from elastictrain.workloads.experts import Exchange
-from elastictrain.workloads.sharing import Peers
+from elastictrain.workloads.sharing import Peers, SequencePeers
 
 Batch = Mapping[str, Tensor]
 """Named tensors of one micro-batch, samples first. Language models: `tokens`, int64 [micro_batch, seq_len + 1]."""
@@ -68,11 +68,17 @@ class SplitWorkload(Workload, Protocol):
         ...
 
     def build_part(
-        self, seed: int, part: Part, peers: Peers | None = None, exchange: Exchange | None = None
+        self,
+        seed: int,
+        part: Part,
+        peers: Peers | None = None,
+        exchange: Exchange | None = None,
+        sequence: SequencePeers | None = None,
     ) -> nn.Module:
         """As `build`, a part: the same bits under the same names.
 
-        `peers` add up what `part.tp` ranks share; `exchange` takes tokens to the `part.ep` ranks that share experts.
+        `peers` add up what `part.tp` ranks share; `exchange` takes tokens to the `part.ep` ranks that share experts;
+        `sequence` are the `part.sp` ranks that share each sequence.
         """
         ...
 
@@ -82,6 +88,10 @@ class SplitWorkload(Workload, Protocol):
 
     def slabs(self, part: Part) -> Mapping[str, Slab]:
         """Which elements of the whole's parameters a part has, for those that ranks share."""
+        ...
+
+    def positions_of(self, batch: Batch, part: Part) -> Batch:
+        """What a part needs of a micro-batch to predict its own positions of each sequence."""
         ...
 
     def part_input(self, batch: Batch) -> Tensor:

@@ -48,6 +48,12 @@ class CausalLanguageModel(ABC):
         """Mean cross-entropy in nats."""
         return next_token_loss(self.logits(module, self.part_input(batch)), batch)
 
+    def positions_of(self, batch: Batch, part: Part) -> Batch:
+        """The tokens at its positions, and the one that the last of them predicts."""
+        tokens = batch["tokens"]
+        mine = part.positions(tokens.shape[1] - 1)
+        return {"tokens": tokens[:, mine.start : mine.stop + 1]}
+
     def part_input(self, batch: Batch) -> Tensor:
         """Every token but the last, which predicts nothing."""
         return batch["tokens"][:, :-1]

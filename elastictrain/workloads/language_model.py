@@ -16,7 +16,7 @@ from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
 from elastictrain.workloads.experts import Exchange, is_expert
-from elastictrain.workloads.sharing import Peers
+from elastictrain.workloads.sharing import Peers, SequencePeers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
@@ -32,11 +32,16 @@ class LanguageModel(CausalLanguageModel):
         return self.build_part(seed, None)
 
     def build_part(
-        self, seed: int, part: Part | None, peers: Peers | None = None, exchange: Exchange | None = None
+        self,
+        seed: int,
+        part: Part | None,
+        peers: Peers | None = None,
+        exchange: Exchange | None = None,
+        sequence: SequencePeers | None = None,
     ) -> nn.Module:
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
-        module = self._on_meta(part, peers, exchange)
+        module = self._on_meta(part, peers, exchange, sequence)
         module.to_empty(device="cpu")
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
@@ -98,7 +103,13 @@ class LanguageModel(CausalLanguageModel):
         logits: Tensor = output if self.config.model.num_experts is None else output[0]
         return logits
 
-    def _on_meta(self, part: Part | None, peers: Peers | None = None, exchange: Exchange | None = None) -> Transformer:
+    def _on_meta(
+        self,
+        part: Part | None,
+        peers: Peers | None = None,
+        exchange: Exchange | None = None,
+        sequence: SequencePeers | None = None,
+    ) -> Transformer:
         recompute = bool(self.config.train.activation_checkpointing)
         with torch.device("meta"):
-            return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange)
+            return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange, sequence)

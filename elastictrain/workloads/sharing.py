@@ -1,4 +1,6 @@
-"""Tensor parallelism of a layer, after Shoeybi et al. 2019 (Megatron-LM): what goes on between the ranks that share it.
+"""What goes on between ranks that share a layer, or a sequence.
+
+Tensor parallelism, after Shoeybi et al. 2019 (Megatron-LM):
 
     h = enter(x)        the same x on all; their gradients are summed
     y = rows of W h     each rank has its own rows of W, and so its own part of y
@@ -7,11 +9,19 @@
 
 Who the ranks are, and how they add, is the engine's: `Peers`. Sums are made in fp32, and are the same bits on all.
 Cost: two sums of [batch, seq, hidden] in a block's forward pass, and two in its backward pass.
+
+Sequence parallelism, after Jacobs et al. 2023 (DeepSpeed-Ulysses):
+
+    q, k, v = to_heads(q, k, v)     from all heads of a rank's own positions to all positions of its own heads
+    y = to_positions(attention)     and back
+
+Cost: one exchange of q, k and v and one of y in a block's forward pass, the same in its backward pass; each of n ranks
+sends (n - 1) / n of what it has, and has 1 / n of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +36,15 @@ class Peers:
 
     sum: Callable[[Tensor], Tensor]
     max: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePeers:
+    """The ranks that share each sequence of a micro-batch."""
+
+    size: int
+    exchange: Callable[[Tensor], Tensor]
+    """Of [size, ...]: row i goes to the i-th of them, and gives a new tensor, whose row i came from it."""
 
 
 def enter(x: Tensor, peers: Peers | None) -> Tensor:
@@ -53,6 +72,39 @@ def cross_entropy(logits: Tensor, targets: Tensor, rows: range, peers: Peers) ->
     mine = (targets >= rows.start) & (targets < rows.stop)
     chosen = shifted.gather(-1, (targets - rows.start).where(mine, 0).unsqueeze(-1)).squeeze(-1)
     return (leave(shifted.exp().sum(-1), peers).log() - leave(chosen.where(mine, 0.0), peers)).mean()
+
+
+def to_heads(parts: Sequence[Tensor], peers: SequencePeers | None) -> tuple[Tensor, ...]:
+    """Each [batch, heads, positions, width] to [batch, heads / n, n x positions, width]."""
+    if peers is None:
+        return tuple(parts)
+    by_rank = [x.reshape(len(x), peers.size, -1, *x.shape[2:]) for x in parts]
+    there = torch.cat(by_rank, dim=2).movedim(1, 0)  # [n, batch, heads of all parts / n, positions, width]
+    here = _exchanged(there, peers).movedim(0, 2).flatten(2, 3)
+    return here.split_with_sizes([x.shape[2] for x in by_rank], dim=1)
+
+
+def to_positions(x: Tensor, peers: SequencePeers | None) -> Tensor:
+    """The inverse of `to_heads`, of one part."""
+    if peers is None:
+        return x
+    there = x.reshape(*x.shape[:2], peers.size, -1, x.shape[3]).movedim(2, 0)  # [n, batch, heads / n, positions, width]
+    return _exchanged(there, peers).movedim(0, 1).flatten(1, 2)
+
+
+def _exchanged(x: Tensor, peers: SequencePeers) -> Tensor:
+    return cast(Tensor, _Exchange.apply(x.contiguous(), peers))  # type: ignore[no-untyped-call]  # torch's
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: SequencePeers) -> Tensor:
+        ctx.peers = peers
+        return peers.exchange(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return ctx.peers.exchange(gradients[0].contiguous()), None
 
 
 class _Enter(torch.autograd.Function):

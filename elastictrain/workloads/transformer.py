@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from elastictrain.config import ModelSection
 from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
-from elastictrain.workloads.sharing import Peers, embed, enter, leave
+from elastictrain.workloads.sharing import Peers, SequencePeers, embed, enter, leave, to_heads, to_positions
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights."""
@@ -42,6 +42,7 @@ class Transformer(nn.Module):
         part: Part | None = None,
         peers: Peers | None = None,
         exchange: Exchange | None = None,
+        sequence: SequencePeers | None = None,
     ) -> None:
         super().__init__()
         part = part or Part(range(model.num_layers), first=True, last=True)
@@ -53,7 +54,9 @@ class Transformer(nn.Module):
         tied_head = part.last and model.tie_embeddings
         rows = part.share(vocab_size)
         self.embedding = Embedding(rows, model.hidden_size, peers) if part.first or tied_head else None
-        self.blocks = nn.ModuleDict({str(number): Block(model, part, peers, exchange) for number in part.blocks})
+        self.blocks = nn.ModuleDict(
+            {str(number): Block(model, part, peers, exchange, sequence) for number in part.blocks}
+        )
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
         self.head = nn.Linear(model.hidden_size, len(rows), bias=False) if own_head else None
@@ -61,12 +64,13 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens, or the vectors of the part before; gives scores, or vectors for the part after."""
         hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
-        rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device)
+        first = x.shape[1] * self.part.sp_index
+        rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device, first)
         seed = torch.initial_seed() if self.draws and self.training else None
         told: list[Tensor] = []
         for number, block in self.blocks.items():
             if seed is not None:
-                torch.manual_seed(block_seed(seed, int(number)))
+                torch.manual_seed(block_seed(seed, int(number), self.part.sp_index))
             if self.activation_checkpointing and self.training:
                 hidden, *routing = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:
@@ -84,10 +88,17 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention, then SwiGLU or experts; each reads a normed copy of the residual stream and adds to it."""
 
-    def __init__(self, model: ModelSection, part: Part, peers: Peers | None, exchange: Exchange | None) -> None:
+    def __init__(
+        self,
+        model: ModelSection,
+        part: Part,
+        peers: Peers | None,
+        exchange: Exchange | None,
+        sequence: SequencePeers | None,
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.attention = Attention(model, part, peers)
+        self.attention = Attention(model, part, peers, sequence)
         self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.mlp: nn.Module
         if model.num_experts is None:
@@ -108,15 +119,17 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal attention; `num_kv_heads` key and value heads serve `num_heads` query heads in equal groups.
 
-    Split over ranks by heads, whole groups of them.
+    Split over ranks by heads, whole groups of them. Ranks that share a sequence share the heads here; where there are
+    too few of keys and values for that, some ranks have the same.
     """
 
-    def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
+    def __init__(self, model: ModelSection, part: Part, peers: Peers | None, sequence: SequencePeers | None) -> None:
         super().__init__()
-        self.peers = peers
+        self.peers, self.sequence = peers, sequence
         self.head_dim = model.hidden_size // model.num_heads
         num_kv_heads = model.num_kv_heads or model.num_heads
         self.grouped = num_kv_heads != model.num_heads
+        self.copies = part.sp // math.gcd(part.sp, num_kv_heads)
         of_queries = len(part.share(model.num_heads)) * self.head_dim
         of_keys = len(part.share(num_kv_heads)) * self.head_dim
         self.query = nn.Linear(model.hidden_size, of_queries, bias=False)
@@ -130,9 +143,12 @@ class Attention(nn.Module):
             project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
             for project in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(
-            rotate(query, rotation), rotate(key, rotation), value, is_causal=True, enable_gqa=self.grouped
-        )
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        if self.copies > 1:
+            key, value = (x.repeat_interleave(self.copies, dim=1) for x in (key, value))
+        query, key, value = to_heads((query, key, value), self.sequence)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
+        mixed = to_positions(mixed, self.sequence)
         return leave(self.output(mixed.transpose(1, 2).flatten(2)), self.peers)
 
 
@@ -181,14 +197,17 @@ class Embedding(nn.Module):
         return F.linear(x, self.weight) if x.is_floating_point() else embed(x, self.weight, self.rows, self.peers)
 
 
-def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device, first: int = 0) -> Tensor:
     """Cosines and sines, fp32 [2, seq_len, head_dim / 2]; position t turns pair i by t / theta^(2i / head_dim).
+
+    `first` is the first of the positions.
 
     Made anew in each forward pass: it costs next to nothing there, while a buffer would lose its precision when an
     engine casts the module to bf16.
     """
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequency)
+    positions = torch.arange(first, first + seq_len, dtype=torch.float32, device=device)
+    angle = torch.outer(positions, frequency)
     return torch.stack((angle.cos(), angle.sin()))
 
 
@@ -199,9 +218,10 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def block_seed(seed: int, number: int) -> int:
-    """64 bits for the dropout of block `number` in a forward pass under `seed`."""
-    return int.from_bytes(hashlib.blake2b(f"block {seed} {number}".encode(), digest_size=8).digest(), "little")
+def block_seed(seed: int, number: int, share: int = 0) -> int:
+    """64 bits for the dropout of block `number` in a forward pass under `seed`, on this share of the sequences."""
+    where = f"block {seed} {number}" + (f" share {share}" if share else "")
+    return int.from_bytes(hashlib.blake2b(where.encode(), digest_size=8).digest(), "little")
 
 
 SPLIT_DIMENSIONS = {

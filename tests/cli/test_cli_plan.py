@@ -82,7 +82,8 @@ def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "no layout of 1 workers fits H100 SXM 80 GB with 85 GB: the leanest, dp1 zero" in done.stderr
     assert "GB a worker. Use more workers" in done.stderr
-    assert "would fit, but no engine runs that yet" in done.stderr
+    assert "offload-cpu would fit: " in done.stderr
+    assert " parallel.offload=cpu " in done.stderr
 
 
 def test_planning_for_a_cluster_file_imports_nothing_heavy() -> None:

@@ -44,9 +44,9 @@ def exported(engine: ZeroEngine) -> torch.Tensor:
     return buffer
 
 
-def bad_steps(me: Rank, folder: Path, stage: int, dtype: str, degrees: dict[str, int]) -> None:
+def bad_steps(me: Rank, folder: Path, stage: int, dtype: str, degrees: dict[str, int], offload: str = "none") -> None:
     """Good steps with bad ones between: the states and losses are those of the good steps alone."""
-    config = train_config(stage, dtype, degrees=degrees)
+    config = train_config(stage, dtype, degrees=degrees, offload=offload)
     layout = config.layout(2 * config.parallel.replica_size)
     replica, stories = layout.place(me.index).dp, []
     for generation, disturbed in enumerate((False, True)):
@@ -97,7 +97,7 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
 
 @pytest.mark.parametrize(
     ("stage", "dtype", "degree"),
-    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp")],
+    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp"), (2, "fp32", "sp")],
 )
 def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
     """Of a pipeline the last stages alone see the losses."""
@@ -107,3 +107,8 @@ def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int,
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "bf16"), (2, "fp32")])
 def test_a_bad_step_changes_nothing_where_experts_are_shared(tmp_path: Path, stage: int, dtype: str) -> None:
     run_team(2, bad_steps, tmp_path, stage, dtype, {"ep": 2})
+
+
+@pytest.mark.parametrize(("stage", "dtype", "offload"), [(1, "bf16", "cpu"), (2, "fp32", "nvme"), (3, "bf16", "cpu")])
+def test_a_bad_step_changes_nothing_off_the_device(tmp_path: Path, stage: int, dtype: str, offload: str) -> None:
+    run_team(2, bad_steps, tmp_path, stage, dtype, {}, offload)

@@ -1,14 +1,15 @@
 """Every layout that four ranks can have, in a random order: the state goes on bit for bit, in memory and in storage.
 
 Real groups and engines, built and torn down in the same four processes; a step is taken in each layout, so that weights
-and moments all change. The order, the dtypes and the ways are drawn anew each time from a seed that a failure tells; of
-a model with experts also which twelve layouts. About 40 s.
+and moments all change. The order, the dtypes, where ZeRO keeps its shares and the ways are drawn anew each time from a
+seed that a failure tells; of a model with experts also which twelve layouts. About 40 s.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.plan.layout import Layout
+from elastictrain.plan.space import OFFLOADS
 from elastictrain.state.manifest import Manifest
 from elastictrain.storage import Storage
 
@@ -41,19 +43,21 @@ class Stop:
 
     @property
     def config(self) -> TrainConfig:
-        layout, degrees = self.layout, {"pp": self.layout.pp, "tp": self.layout.tp}
+        layout = self.layout
         if layout in LAYOUTS_OF_EXPERTS:
             return train_config(layout.zero_stage, self.dtype, degrees={"ep": layout.ep}, global_batch=8)
-        return train_config(layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS)
+        degrees = {"pp": layout.pp, "tp": layout.tp, "sp": layout.sp}
+        return train_config(
+            layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, offload=layout.offload
+        )
 
 
 LAYOUTS = [
-    Layout(dp, stage, 2, 6 // dp, pp, tp)
-    for pp in (1, 2, 4)
-    for tp in (1, 2)
+    Layout(dp, stage, 2, 6 // dp, pp, tp, sp)
+    for pp, tp, sp in [*product((1, 2, 4), (1, 2), (1,)), (1, 1, 2), (1, 1, 4)]
     for dp in (1, 2, 3)
     for stage in (range(4) if pp * tp == 1 else range(2))
-    if pp * tp * dp <= NUM_RANKS
+    if pp * tp * sp * dp <= NUM_RANKS
 ]
 LAYOUTS_OF_EXPERTS = [
     Layout(dp, stage, 2, 4 // dp, ep=ep)
@@ -66,9 +70,15 @@ LAYOUTS_OF_EXPERTS = [
 
 def random_journey(seed: int, layouts: list[Layout], num_stops: int) -> list[Stop]:
     chance = random.Random(seed)
+
+    def placed(layout: Layout) -> Layout:
+        """With what ZeRO shards anywhere that it can lie."""
+        moves = layout.zero_stage and layout.pp == layout.ep == 1 and layout not in LAYOUTS_OF_EXPERTS
+        return replace(layout, offload=chance.choice(OFFLOADS)) if moves else layout
+
     return [
         Stop(
-            layout,
+            placed(layout),
             chance.choice(["fp32", "bf16"] if layout.tp * layout.ep == 1 or layout.zero_stage else ["fp32"]),
             tuple(chance.sample(range(NUM_RANKS), layout.world_size)),
             chance.random() < 0.5,

@@ -32,9 +32,9 @@ class Remains:
     """Alive after one."""
 
 
-def rebuild(me: Rank, stage: int, degrees: dict[str, int]) -> list[Remains]:
+def rebuild(me: Rank, stage: int, degrees: dict[str, int], offload: str) -> list[Remains]:
     """Build, step and tear down again and again."""
-    config = train_config(stage, degrees=degrees)
+    config = train_config(stage, degrees=degrees, offload=offload)
     warm(workload(config), config, stage, micro_batch(1, 0)[1])
     found = []
     for generation in range(ROUNDS):
@@ -60,9 +60,20 @@ def resident_mib() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-@pytest.mark.parametrize(("stage", "degrees"), [(1, {}), (3, {}), (1, {"pp": 2}), (1, {"tp": 2}), (2, {"ep": 2})])
-def test_rebuilding_is_flat(stage: int, degrees: dict[str, int]) -> None:
-    for rounds in run_team(2, rebuild, stage, degrees):
+@pytest.mark.parametrize(
+    ("stage", "degrees", "offload"),
+    [
+        (1, {}, "none"),
+        (3, {}, "none"),
+        (1, {"pp": 2}, "none"),
+        (1, {"tp": 2}, "none"),
+        (3, {"sp": 2}, "none"),
+        (2, {"ep": 2}, "none"),
+        (3, {}, "nvme"),
+    ],
+)
+def test_rebuilding_is_flat(stage: int, degrees: dict[str, int], offload: str) -> None:
+    for rounds in run_team(2, rebuild, stage, degrees, offload):
         settled = rounds[3:]
         # The other rank's connections to my store close in their own time: at most two a generation.
         files = [remains.files for remains in settled]

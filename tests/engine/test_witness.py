@@ -21,7 +21,14 @@ from elastictrain.engine.zero import ZeroEngine
 
 CLEAN_STEPS = 20
 KINDS = [(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
-SPLIT = [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp")]
+SPLIT = [
+    (0, "fp32", "pp"),
+    (1, "fp32", "pp"),
+    (1, "bf16", "pp"),
+    (0, "fp32", "tp"),
+    (1, "bf16", "tp"),
+    (2, "fp32", "sp"),
+]
 EXPERTS = [(1, "fp32", "ep"), (2, "bf16", "ep")]
 """With what is 2."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -33,13 +34,15 @@ def train_config(
     *,
     degrees: Mapping[str, int] | None = None,
     num_layers: int = 2,
+    offload: str = "none",
     model: Mapping[str, Any] | None = None,
     **train: Any,
 ) -> TrainConfig:
     """Six micro-batches of two sequences a step: 1, 2, 3 or 6 replicas. Clipping is active.
 
-    `degrees`: pp, tp, ep, the last with four experts in place of each MLP.
+    `degrees`: pp, tp, sp, ep, the last with four experts in place of each MLP.
     """
+    drive = {"offload_path": tempfile.gettempdir()} if offload == "nvme" else {}
     manual = {"layout": "manual", **degrees} if degrees else {}
     experts = {"num_experts": 4} if "ep" in manual else {}
     return TrainConfig.from_dict(
@@ -51,7 +54,7 @@ def train_config(
             | experts
             | dict(model or {}),
             "data": {"seq_len": 16},
-            "parallel": {"zero_stage": zero_stage, **manual},
+            "parallel": {"zero_stage": zero_stage, "offload": offload, **drive, **manual},
             "elastic": {"max_workers": prod((degrees or {}).values())},
         }
     )

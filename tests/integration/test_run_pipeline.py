@@ -1,6 +1,7 @@
 """A model split into two stages: a node is lost, the run goes on with one replica, and then with another layout.
 
-The samples stay the same, and the losses but for the order of float sums. About 60 s on two cores.
+The samples stay the same, and the losses but for the order of float sums. A worker that shares sequences dies too,
+and the losses stay the same bit for bit. About 90 s on two cores.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from product import Product, Report, assert_near, kill
+from product import Product, Report, assert_near, assert_same_training, kill
 
 PIPELINE = ("parallel.layout=manual", "parallel.pp=2", "elastic.max_workers=4")
 TENSOR = ("parallel.layout=manual", "parallel.tp=2")
@@ -49,3 +50,25 @@ def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
     assert last["layout"] == {"dp": 1, "tp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
     assert [g["source"] for g in (four, two, last)] == ["fresh", "memory", "durable"]
     assert [g["continuation"] for g in (two, last)] == ["order_exact", "order_exact"]
+
+
+SEQUENCES = ("parallel.layout=manual", "parallel.sp=2", "parallel.zero_stage=2", "train.steps=30")
+
+
+def test_workers_that_share_sequences_go_on_bit_for_bit(product: Product) -> None:
+    """One is killed by plan in the middle of an exchange; the same losses as without, dropout and all."""
+    reports = []
+    for name, faults in (
+        ("sequences", "[]"),
+        ("sequences-killed", "[{at: 12, rank: 1, kind: kill, phase: backward}]"),
+    ):
+        ended = product.train(name, *SEQUENCES, f"faults={faults}")
+        assert ended.code == 0, ended.err
+        reports.append(product.report(name))
+    calm, killed = reports
+    assert_same_training(killed, calm)
+    [failure] = killed["failures"]
+    assert (failure["cause"]["message"], failure["source"]) == ("SIGKILL", "memory")
+    assert {g["continuation"] for g in killed["generations"]} == {"bit_exact"}
+    [layout, again] = [g["layout"] for g in killed["generations"]]
+    assert layout == again == {"dp": 1, "sp": 2, "zero_stage": 2, "micro_batch": 2, "accumulation": 4}

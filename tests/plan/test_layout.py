@@ -22,11 +22,12 @@ DEGREES = st.integers(1, 4)
 FIGURES = figures_of([{"CPU": 4, "memory": 4e9}], {"CPU": 1}, None, 8)
 
 
-@given(DEGREES, DEGREES, DEGREES)
-def test_every_rank_has_a_place_of_its_own(dp: int, pp: int, tp: int) -> None:
-    layout = Layout(dp, 1, 1, 1, pp, tp)
+@given(DEGREES, DEGREES, DEGREES, DEGREES)
+def test_every_rank_has_a_place_of_its_own(dp: int, pp: int, tp: int, sp: int) -> None:
+    layout = Layout(dp, 1, 1, 1, pp, tp, sp)
     places = [layout.place(rank) for rank in range(layout.world_size)]
-    assert sorted((p.pp, p.dp, p.tp) for p in places) == list(product(range(pp), range(dp), range(tp)))
+    everywhere = product(range(pp), range(dp), range(sp), range(tp))
+    assert [(p.pp, p.dp, p.sp, p.tp) for p in places] == list(everywhere)
     assert [layout.rank(place) for place in places] == list(range(layout.world_size))
 
 
@@ -77,9 +78,8 @@ def test_control_knows_whole_groups_that_share_experts() -> None:
             "elastic": {"max_workers": 4, "min_workers": 1},
         }
     )
-    policy = policy_of(config, config.train.micro_batch, on_gpus=False)
+    policy = policy_of(config, plans_of(config, FIGURES, 2048), on_gpus=False)
     assert policy.world_sizes == (2, 4)
-    assert policy.neighbours == 2
 
 
 @given(DEGREES, DEGREES, st.integers(1, 3))
@@ -128,3 +128,10 @@ def test_the_parts_are_the_model(num_layers: int, data: st.DataObject) -> None:
     assert [part.first for part in parts] == [True] + [False] * (pp - 1)
     assert [part.last for part in parts] == [False] * (pp - 1) + [True]
     assert all(Place(rank, 0, 0) == layout.place(rank) for rank in range(pp))
+
+
+@given(DEGREES)
+def test_the_shares_of_a_sequence_are_the_sequence(sp: int) -> None:
+    layout = Layout(1, 1, 1, 1, sp=sp)
+    shares = [part_of(shape(4, 500), layout, rank).positions(4 * sp) for rank in range(sp)]
+    assert [at for share in shares for at in share] == list(range(4 * sp))

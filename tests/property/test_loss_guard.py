@@ -89,3 +89,13 @@ def test_the_mean_has_no_order(values: list[float], random: st.DataObject) -> No
     random.shuffle(shuffled)
     assert repr(mean_loss(shuffled)) == repr(mean_loss(values))
     assert math.isfinite(mean_loss(values)) == all(map(math.isfinite, values))
+
+
+def test_an_overflow_of_fp16_is_skipped_whatever_the_policy() -> None:
+    train = TrainSection(dtype="fp16", on_bad_loss="rollback", max_bad_steps=3)
+    guard = LossGuard(train)
+    verdicts = [guard.judge(step, 2.5, updated=False) for step in (1, 2, 3)]
+    assert [verdict and verdict.action for verdict in verdicts] == ["skip", "skip", "stop"]
+    verdict = LossGuard(train).judge(1, math.nan, updated=False)
+    assert verdict is not None
+    assert (verdict.reason, verdict.action) == ("loss", "rollback")

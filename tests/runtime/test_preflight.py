@@ -23,6 +23,12 @@ def test_a_wrong_clock_and_a_storage_out_of_reach_are_said(tmp_path: Path) -> No
     assert "its clock is 3600 s ahead of the driver's" in clock
 
 
+def test_a_node_without_the_drive_is_refused(tmp_path: Path) -> None:
+    assert preflight.look(str(tmp_path), "run", time.time(), str(tmp_path)).refuse == ()
+    [told] = preflight.look(str(tmp_path), "run", time.time(), str(tmp_path / "drive")).refuse
+    assert told.startswith(f"its parallel.offload_path {tmp_path}/drive is no folder")
+
+
 def test_one_wrong_product_shows() -> None:
     def wrong(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         product = a @ b

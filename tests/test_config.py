@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,8 +48,6 @@ def written(tmp_path: Path, text: str) -> Path:
         ("parallel={layout: manual, tp: 2, zero_stage: 3}", ["parallel.zero_stage 3", "parallel.tp 2", "0 or 1"]),
         ("parallel={layout: manual, tp: 3}", ["parallel.tp 3", "4 heads", "divisor"]),
         ("parallel={layout: manual, ep: 2}", ["parallel.ep 2", "model.num_experts", "to 1"]),
-        ("parallel={layout: manual, ep: 2, zero_stage: 3}", ["parallel.zero_stage 3", "parallel.ep 2", "2 or less"]),
-        ("parallel={layout: manual, ep: 2, pp: 2}", ["parallel.ep 2", "parallel.pp 2", "to 1"]),
         ("model.num_experts=1", ["model.num_experts", "1"]),
         ("model.experts_per_token=3", ["model.experts_per_token", "3"]),
         ("model.capacity_factor=0", ["model.capacity_factor", "0"]),
@@ -75,6 +74,25 @@ def test_a_bad_value_is_named_with_its_field_and_the_way_out(override: str, says
         assert part in message
     assert "\n" not in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("parallel", "dtype", "says"),
+    [
+        ({"ep": 2, "zero_stage": 3}, "fp32", ["parallel.zero_stage 3", "parallel.ep 2", "2 or less"]),
+        ({"ep": 2, "zero_stage": 0}, "bf16", ["parallel.ep 2", "bf16", "to 1 or 2"]),
+        ({"ep": 2, "pp": 2}, "fp32", ["parallel.pp 2", "model.num_experts 4", "to 1"]),
+        ({"ep": 2, "offload": "cpu"}, "fp32", ["parallel.offload cpu", "parallel.ep 2", "to 1"]),
+        ({"ep": 3}, "fp32", ["parallel.ep 3", "model.num_experts 4", "divisor"]),
+        ({"sp": 2}, "fp32", ["parallel.sp 2", "model.num_experts", "to 1"]),
+    ],
+)
+def test_experts_are_shared_only_as_an_engine_can(parallel: dict[str, Any], dtype: str, says: list[str]) -> None:
+    data = {"model": {"num_experts": 4}, "parallel": parallel, "train": {"dtype": dtype}, "elastic": {"max_workers": 4}}
+    with pytest.raises(ConfigError) as refused:
+        TrainConfig.from_dict(data)
+    for part in says:
+        assert part in str(refused.value)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -175,7 +175,11 @@ def _show(
         typer.echo(f"error    times are predicted to {error}: {equals} others may be as fast as {best.candidate}")
     if not best.as_fast_as(wider.best):
         gain = best.time.step_s / wider.best.time.step_s
-        typer.echo(f"later    {wider.best.candidate} would be {gain:.2g} times as fast; no engine runs it yet")
+        more = f"{wider.best.candidate} would be {gain:.2g} times as fast"
+        if job.runs(wider.best.candidate):
+            typer.echo(f"asked    {more}, and has to be asked for: {' '.join(overrides_of(wider.best.candidate))}")
+        else:
+            typer.echo(f"later    {more}; no engine runs it yet")
     if plan:
         told = [f"{choice.layout} with {n}" for n, choice in plan.items()]
         typer.echo(f"{'runs':8} {'; '.join(told[-NUM_SHOWN:])}")

@@ -28,6 +28,8 @@ from elastictrain.control.machine import advance, begin
 from elastictrain.control.restore import ShardAt, newest_complete, ring
 from elastictrain.control.state import Policy
 from elastictrain.events import Cause
+from elastictrain.plan.auto import Choice
+from elastictrain.plan.layout import Layout
 from elastictrain.status import NodeStatus, Status, WorkerStatus
 
 SLOTS = 8
@@ -57,8 +59,8 @@ class Cluster:
 
     def __init__(self, ranks: int, watch: Stopwatch) -> None:
         self.watch, self.now = watch, 0.0
-        sizes = tuple(range(SLOTS, ranks + 1, SLOTS))
-        policy = Policy(10**9, sizes, 1, Budgets(3), 60.0, 600.0, unreserved_standby=False)
+        plan = {size: Choice(Layout(size, 1, 1, 1)) for size in range(SLOTS, ranks + 1, SLOTS)}
+        policy = Policy(10**9, (plan,), 1, Budgets(3), 60.0, 600.0, unreserved_standby=False)
         self.state = begin(policy, v.RestorePoint("fresh", 0), 0, "start", 0.0)
         self.where: dict[str, str] = {}
         self.group: tuple[str, ...] = ()

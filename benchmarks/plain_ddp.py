@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from elastictrain.config import TrainConfig
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.order import SampleOrder, dropout_seed
+from elastictrain.data.samples import TextSamples
 from elastictrain.data.shards import TokenShards
-from elastictrain.data.stream import TokenStream
+from elastictrain.data.stream import SampleStream
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.zero_config import adamw
 from elastictrain.workloads import build_workload
@@ -46,7 +47,7 @@ class DdpRank:
         manifest = Manifest.load(data_folder)
         self._config, self._rank, self._reduce = config, rank, reduce
         self._layout = config.layout(world_size)
-        self._shards = TokenShards(manifest)
+        self._samples = TextSamples(TokenShards(manifest))
         self._workload = build_workload(config, manifest.vocab_size)
         self._module = self._workload.build(config.train.seed)
         self._adamw = adamw(self._workload, config.train, dict(self._module.named_parameters()))
@@ -54,8 +55,8 @@ class DdpRank:
 
     def begin(self, first_step: int) -> None:
         """Read from this step on."""
-        order = SampleOrder(len(self._shards), self._config.train.seed)
-        self._stream = TokenStream(self._shards, order, self._layout, self._rank, first_step)
+        order = SampleOrder(len(self._samples), self._config.train.seed)
+        self._stream = SampleStream(self._samples, order, self._layout, self._rank, first_step)
 
     def step(self, step: int) -> list[float]:
         """One optimizer step; the loss of each of this rank's micro-batches."""
@@ -65,10 +66,10 @@ class DdpRank:
         self._optimizer.zero_grad()
         losses = []
         micro_batches = next(self._stream)
-        for number, (micro_batch, tokens) in enumerate(micro_batches, 1):
+        for number, (micro_batch, batch) in enumerate(micro_batches, 1):
             torch.manual_seed(dropout_seed(train.seed, step, micro_batch.global_index))
             with nullcontext() if number == len(micro_batches) else self._model.no_sync():
-                loss = self._workload.loss(self._model, {"tokens": tokens})
+                loss = self._workload.loss(self._model, batch)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
         self._reduce(self._module)

@@ -15,8 +15,9 @@ import torch
 from elastictrain.config import TrainConfig
 from elastictrain.data.manifest import Manifest
 from elastictrain.data.order import SampleOrder, dropout_seed
+from elastictrain.data.samples import TextSamples
 from elastictrain.data.shards import TokenShards
-from elastictrain.data.stream import TokenStream
+from elastictrain.data.stream import SampleStream
 from elastictrain.engine.device import prepare_process
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.zero_config import adamw, deepspeed_config
@@ -37,7 +38,7 @@ class PlainRank:
         manifest = Manifest.load(data_folder)
         self._config, self._rank = config, rank
         self._layout = config.layout(world_size)
-        self._shards = TokenShards(manifest)
+        self._samples = TextSamples(TokenShards(manifest))
         self._workload = build_workload(config, manifest.vocab_size)
         module = self._workload.build(config.train.seed)
         parameters = dict(module.named_parameters())
@@ -53,17 +54,17 @@ class PlainRank:
 
     def begin(self, first_step: int) -> None:
         """Read from this step on."""
-        order = SampleOrder(len(self._shards), self._config.train.seed)
-        self._stream = TokenStream(self._shards, order, self._layout, self._rank, first_step)
+        order = SampleOrder(len(self._samples), self._config.train.seed)
+        self._stream = SampleStream(self._samples, order, self._layout, self._rank, first_step)
 
     def step(self, step: int) -> list[float]:
         """One optimizer step; the loss of each of this rank's micro-batches."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config.train, step)
         losses = []
-        for micro_batch, tokens in next(self._stream):
+        for micro_batch, batch in next(self._stream):
             torch.manual_seed(dropout_seed(self._config.train.seed, step, micro_batch.global_index))
-            loss = self._workload.loss(self.engine, {"tokens": tokens})
+            loss = self._workload.loss(self.engine, batch)
             losses.append(loss.detach())
             self.engine.backward(loss)
             self.engine.step()

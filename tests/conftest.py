@@ -22,6 +22,7 @@ RUNS = ("integration", "cli", "clusters", "docs", "runtime", "benchmarks", "test
 """Tests in which whole runs train, or which look for processes: one at a time."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have one process take all tests of whole runs, from the start, and another the rest."""
     here = Path(__file__).parent

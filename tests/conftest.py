@@ -19,21 +19,15 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 RUNS = ("integration", "cli", "clusters", "docs", "runtime", "benchmarks", "test_planted.py", "test_never_began.py")
-"""Tests in which whole runs train, or which look for processes: one at a time."""
+"""Where the tests are that have the mark `runs`."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have one process take all tests of whole runs, from the start, and another the rest."""
+    """Mark the tests of whole runs, so that all others can go beside them."""
     here = Path(__file__).parent
-
-    def trains(item: pytest.Item) -> bool:
-        return item.path.relative_to(here).parts[0] in RUNS
-
-    items.sort(key=lambda item: not trains(item))
     for item in items:
-        if trains(item):
-            item.add_marker(pytest.mark.xdist_group("runs"))
+        if item.path.relative_to(here).parts[0] in RUNS:
+            item.add_marker(pytest.mark.runs)
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ from elastictrain.tracking.report import build_report
 from elastictrain.tracking.wording import count_text
 from elastictrain.workloads import build_workload, check_model_folder
 
+REPORT = "report.html"
+"""In the run's folder."""
 SAVE_TIMEOUT_S = 600.0
 FLUSH_TIMEOUT_S = 20.0
 HEADLESS_FLUSH_S = 3.0
@@ -129,7 +131,10 @@ class ElasticTrainer:
         earlier = read_journal(self._home.folder)
         self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
         if _is_complete(earlier, self.config.train.steps):
-            return self._result(earlier, self._deliver_rest())
+            run_id = self._deliver_rest()
+            if not (self._home.folder / REPORT).exists():  # its driver died after the last step
+                self._write_report(earlier, self._progress.on_event if self._progress else lambda event: None)
+            return self._result(earlier, run_id)
         _refuse_fewer_steps(earlier, self.config.train.steps)
         refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
         return None
@@ -336,7 +341,7 @@ class ElasticTrainer:
         return deliverer.run_id or None
 
     def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
-        path = self._home.folder / "report.html"
+        path = self._home.folder / REPORT
         try:
             path.write_text(render_html(self._report(events)), encoding="utf-8")
         except OSError as error:
@@ -365,7 +370,7 @@ class ElasticTrainer:
             metrics=metrics,
             checkpoint=kept[-1]["uri"] if kept else None,
             run_id=run_id,
-            report=self._home.folder / "report.html",
+            report=self._home.folder / REPORT,
             mlflow_uri=tracking_uri(self.config, self._home),
             recorded=is_delivered(self._home.folder),
             evaluation=evaluation,

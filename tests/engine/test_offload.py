@@ -83,7 +83,7 @@ def test_a_drive_without_room_is_told_before_a_step(tmp_path: Path) -> None:
     ("parallel", "problem"),
     [
         ({"offload": "cpu", "zero_stage": 0}, "parallel.offload cpu needs parallel.zero_stage 1, 2 or 3"),
-        ({"offload": "cpu", "layout": "manual", "pp": 2}, "parallel.offload cpu does not go with parallel.pp 2"),
+        ({"offload": "cpu", "layout": "manual", "pp": 2}, "parallel.offload cpu has not been tried with parallel.pp 2"),
         ({"offload": "nvme"}, "parallel.offload nvme needs parallel.offload_path"),
         ({"offload": "cpu", "offload_path": "/fast"}, "parallel.offload_path /fast counts only with"),
     ],

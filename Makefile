@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-runs test-parts check audit soak clean
+.PHONY: help train test check audit soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,17 +15,7 @@ train: $(INSTALLED) ## Train the small language model; ARGS="train.steps=50 faul
 	$(VENV)/bin/elastictrain train jobs/llm_tiny.yaml $(ARGS)
 
 test: $(INSTALLED) ## Run the test suite; ARGS="tests/cli -x" goes to pytest
-ifeq ($(ARGS),)
-	$(MAKE) --no-print-directory --jobs 2 --keep-going test-runs test-parts
-else
 	$(VENV)/bin/python -m pytest $(ARGS)
-endif
-
-# whole runs one after the other, and beside them all tests that start none
-test-runs: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m runs
-test-parts: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not runs"
 
 check: $(INSTALLED) ## Lint, formatting, types, and which module may import which
 	$(VENV)/bin/ruff check .

@@ -18,18 +18,6 @@ settings.register_profile("dozens")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
-RUNS = ("integration", "cli", "clusters", "docs", "runtime", "benchmarks", "test_planted.py", "test_never_began.py")
-"""Where the tests are that have the mark `runs`."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole runs, so that all others can go beside them."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] in RUNS:
-            item.add_marker(pytest.mark.runs)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Makes a filesystem of the size that it is given, as `mount` takes it; skips where this user may not mount one."""

@@ -2,8 +2,8 @@
 
 Each step asks for the same buffers of megabytes again. The C library's defaults give those back to the system when a
 step is done with them and fetch them anew, zeroed, 4 KiB at a time. With these settings a worker keeps them (up to
-1 GiB that it does not use) and asks for pages of 2 MiB, where the kernel has them to give: a step on the CPU takes
-about a tenth less (`benchmarks/overhead.py`, with and without `--same-allocator`). Results stay the same bits.
+1 GiB that it does not use) and asks for pages of 2 MiB, where the kernel has them to give. What that saves of a step is
+the difference between `benchmarks/overhead.py` with and without `--same-allocator`. Results stay the same bits.
 
 They count from a process's first instruction, so they go into the environment that Ray starts a worker with. What the
 driver's own environment says of them is handed on instead. Other C libraries don't read them.

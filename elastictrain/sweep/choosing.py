@@ -127,8 +127,8 @@ class Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
         """Nothing: the sweep's record has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never asked for."""
-        raise NotImplementedError
+        """Refused: it would read pickles, and a sweep goes on from its own record."""
+        raise RuntimeError(f"a sweep does not go on from Ray Tune's own state ({checkpoint_path}), but from its record")
 
 
 def domain_of(domain: Domain) -> Any:

@@ -26,13 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elastictrain.config import ModelSection
+from elastictrain.workloads.sharing import trade
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +122,15 @@ class MixtureOfExperts(nn.Module):
         _, capacity, hidden_size = room.shape
         num_mine, num_ranks = len(self.experts), self.num_experts // len(self.experts)
         # [ranks that they come from, this rank's experts, capacity, hidden]
-        come = swap(room, self.exchange).view(num_ranks, num_mine, capacity, hidden_size)
+        come = self._traded(room).view(num_ranks, num_mine, capacity, hidden_size)
         mine = come.transpose(0, 1).reshape(num_mine, num_ranks * capacity, hidden_size)
         done = torch.stack([expert(x) for expert, x in zip(self.experts.values(), mine, strict=True)])
         gone = done.view(num_mine, num_ranks, capacity, hidden_size).transpose(0, 1)
-        return swap(gone.reshape(room.shape), self.exchange)
+        return self._traded(gone.reshape(room.shape))
+
+    def _traded(self, x: Tensor) -> Tensor:
+        """See `Exchange.swap`; nothing where each rank has all experts."""
+        return x if self.exchange is None else trade(x, self.exchange.swap)
 
 
 class Router(nn.Module):
@@ -143,19 +148,3 @@ class Router(nn.Module):
 def is_expert(name: str) -> bool:
     """Whether the parameter of this name is of one of the experts."""
     return ".experts." in name
-
-
-def swap(x: Tensor, exchange: Exchange | None) -> Tensor:
-    """See `Exchange.swap`; None where each rank has all experts."""
-    return x if exchange is None else cast(Tensor, _Swap.apply(x, exchange))  # type: ignore[no-untyped-call]  # torch's
-
-
-class _Swap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
-        return exchange.swap(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return ctx.exchange.swap(gradients[0]), None

@@ -80,7 +80,7 @@ def to_heads(parts: Sequence[Tensor], peers: SequencePeers | None) -> tuple[Tens
         return tuple(parts)
     by_rank = [x.reshape(len(x), peers.size, -1, *x.shape[2:]) for x in parts]
     there = torch.cat(by_rank, dim=2).movedim(1, 0)  # [n, batch, heads of all parts / n, positions, width]
-    here = _exchanged(there, peers).movedim(0, 2).flatten(2, 3)
+    here = trade(there, peers.exchange).movedim(0, 2).flatten(2, 3)
     return here.split_with_sizes([x.shape[2] for x in by_rank], dim=1)
 
 
@@ -89,22 +89,23 @@ def to_positions(x: Tensor, peers: SequencePeers | None) -> Tensor:
     if peers is None:
         return x
     there = x.reshape(*x.shape[:2], peers.size, -1, x.shape[3]).movedim(2, 0)  # [n, batch, heads / n, positions, width]
-    return _exchanged(there, peers).movedim(0, 1).flatten(1, 2)
+    return trade(there, peers.exchange).movedim(0, 1).flatten(1, 2)
 
 
-def _exchanged(x: Tensor, peers: SequencePeers) -> Tensor:
-    return cast(Tensor, _Exchange.apply(x.contiguous(), peers))  # type: ignore[no-untyped-call]  # torch's
+def trade(x: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+    """An exchange of all with all that undoes itself when done twice: its gradient is the same exchange."""
+    return cast(Tensor, _Trade.apply(x.contiguous(), exchange))  # type: ignore[no-untyped-call]  # torch's
 
 
-class _Exchange(torch.autograd.Function):
+class _Trade(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: SequencePeers) -> Tensor:
-        ctx.peers = peers
-        return peers.exchange(x)
+    def forward(ctx: Any, x: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.exchange = exchange
+        return exchange(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return ctx.peers.exchange(gradients[0].contiguous()), None
+        return ctx.exchange(gradients[0].contiguous()), None
 
 
 class _Enter(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def rewrite_the_manifest(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, lose_the_manifest, lose_a_shard, rewrite_the_manifest])
-def test_a_damaged_checkpoint_is_named_and_the_others_stand(kept: KeptRun, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_checkpoint_is_named_and_the_others_stand(kept: KeptRun, damage: Callable[[Path], str]) -> None:
     problem = damage(kept.folder / "checkpoints" / "step-00000003")
     newest, older = json.loads(told(kept, "checkpoints", "quickstart", "--verify", "--json", status=1).stdout)
     assert newest["verified"] is False

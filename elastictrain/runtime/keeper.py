@@ -125,7 +125,11 @@ class Keeper:
     def progress(self) -> dict[str, Progress]:
         """Where every worker of this node is."""
         self._lifeline.hear()
-        return {worker: self._progress(worker) for worker in list(self._boards)}
+        with self._lock:  # a worker that exits takes its board along
+            return {
+                worker: replace(Board(board.buffer).read(), stopped=is_stopped(self._pids[worker]))
+                for worker, board in self._boards.items()
+            }
 
     def load(self) -> NodeLoad:
         """How busy this node is."""
@@ -145,14 +149,11 @@ class Keeper:
             if stacks:
                 os.kill(pid, STACKS_SIGNAL)
                 time.sleep(STACKS_PATIENCE_S)
-                found = bytes(board.buffer[STACKS_AT:]).partition(b"\0")[0].decode(errors="replace")
+                with self._lock:
+                    written = bytes(board.buffer[STACKS_AT:]) if worker in self._boards else b""
+                found = written.partition(b"\0")[0].decode(errors="replace")
             os.kill(pid, signal.SIGKILL)
         return found
-
-    def _progress(self, worker: str) -> Progress:
-        with self._lock:
-            board, pid = self._boards[worker], self._pids[worker]
-        return replace(Board(board.buffer).read(), stopped=is_stopped(pid))
 
     def set_buddy(self, address: Address | None) -> None:
         """Send replicas to this keeper from now on."""

@@ -196,12 +196,13 @@ class Roster:
         if not answers(node.raylet):
             self.node_failed(name, explain(error).message)
             return
+        cause = explain(error)
         if node.info is None:
-            self.node_failed(name, "its keeper does not come up")
+            self.node_failed(name, f"its keeper does not come up: {cause.message}")
             return
-        self.replace_keeper(node)
+        self.replace_keeper(node, cause)
 
-    def replace_keeper(self, node: Node) -> None:
+    def replace_keeper(self, node: Node, why: Cause) -> None:
         """Start another keeper on a node that lives; its workers stay."""
         lost = node.keeper
 
@@ -209,7 +210,8 @@ class Roster:
             if self.fleet.nodes.get(node.name) is not node or node.keeper is not lost:
                 return
             self._start_keeper(node)
-            cause = Cause("keeper", f"the keeper of node {node.name} is gone, and another takes over")
+            message = f"the keeper of node {node.name} is lost, and another takes over: {why.message}"
+            cause = Cause("keeper", message, why.traceback, why.error_type)
             self.listener.keeper_lost(node.name, cause)
             self.fleet.end(lost)
 
@@ -281,7 +283,8 @@ class Roster:
         if asked and (self._probe is None or self._probe.done):
             self._probe = Probe(asked)
         for name in [name for name, s in silent.items() if s > SILENT_KEEPER_S]:
-            self.replace_keeper(self.fleet.nodes[name])
+            silence = f"it has answered nothing for {SILENT_KEEPER_S:.0f} s"
+            self.replace_keeper(self.fleet.nodes[name], Cause("keeper", silence))
 
     def _start_keeper(self, node: Node) -> None:
         self.replies.expect(

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def cable() -> Iterator[Cable]:
 @pytest.fixture
 def two_sides(cable: Cable) -> Iterator[str]:
     """A head node on this side and a node behind the cable, with room for one worker each; the cluster's address."""
+    import ray
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="et-"))
@@ -103,24 +105,33 @@ def two_sides(cable: Cable) -> Iterator[str]:
         node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
         head = {"node_ip_address": HERE, "temp_dir": str(folder / "ray"), "include_dashboard": False}
         cluster: Any = Cluster(initialize_head=True, head_node_args=node | head)
-        ray = str(Path(sys.executable).with_name("ray"))
         command = [
-            ray,
+            str(Path(sys.executable).with_name("ray")),
             "start",
             f"--address={cluster.address}",
             f"--node-ip-address={THERE}",
             "--num-cpus=1",
             "--block",
         ]
-        behind = subprocess.Popen(
-            ["ip", "netns", "exec", cable.namespace, *command, f"--object-store-memory={100 * 2**20}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        said = folder / "behind.txt"
+        with said.open("w") as file:
+            behind = subprocess.Popen(
+                ["ip", "netns", "exec", cable.namespace, *command, f"--object-store-memory={100 * 2**20}"],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
+            cluster.connect()  # what there is of it
+            until = time.monotonic() + 60
+            while not any(node["NodeManagerAddress"] == THERE and node["Alive"] for node in ray.nodes()):
+                assert behind.poll() is None, said.read_text()
+                assert time.monotonic() < until, said.read_text()
+                time.sleep(0.2)
+            ray.shutdown()
             yield str(cluster.address)
         finally:
+            ray.shutdown()
             cluster.shutdown()
             kill(marked(str(folder)))
             behind.wait()

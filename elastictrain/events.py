@@ -214,11 +214,13 @@ class NodeLoad:
 
 @dataclass(frozen=True, slots=True)
 class NodesMeasured:
-    """How busy the nodes of the run are."""
+    """How busy the nodes of the run are, and how full its ranks."""
 
     at: float
     step: int
     nodes: tuple[NodeLoad, ...]
+    rank_memory_bytes: tuple[int, ...] = ()
+    """In use on the device of each rank; empty while a group forms."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,6 +27,17 @@ class Device:
     def is_cuda(self) -> bool:
         """Whether copies to the host cross a bus."""
         return self.torch_device.type == "cuda"
+
+    def memory_in_use(self) -> int:
+        """Bytes: of a GPU all that is in use, by whoever; of the host what this process has of its own.
+
+        Both hold what was used once and is kept for the next step, so a peak shows until it is given back.
+        """
+        if self.is_cuda:
+            free, whole = torch.cuda.mem_get_info(self.torch_device)
+            return int(whole - free)
+        rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(rows["RssAnon"].split()[0]) * 1024
 
 
 def current_device() -> Device:

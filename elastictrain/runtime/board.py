@@ -1,9 +1,9 @@
 """Where a rank is, in memory that outlives it: generation, step, phase and time, written many times a step.
 
-Two records in an arena that the node's keeper owns: what the rank does, and whether it waits for its peers in a
-collective. A third part takes the stacks of its threads when somebody asks for them. Writing costs about a microsecond
-and no message; the keeper reads it for the live status, for finding a rank that makes no progress, and to say what a
-dead one was doing.
+Three records in an arena that the node's keeper owns: what the rank does, whether it waits for its peers in a
+collective, and how much memory it uses. A last part takes the stacks of its threads when somebody asks for them.
+Writing costs about a microsecond and no message; the keeper reads it for the live status, for finding a rank that makes
+no progress, and to say what a dead one was doing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 _DOING = struct.Struct("<qqqdq")
 _WAITING = struct.Struct("<q??6xdd")
 _WAITING_AT = 64
+_MEMORY = struct.Struct("<q")
+_MEMORY_AT = 128
 STACKS_AT = 4096
 BOARD_BYTES = STACKS_AT + (64 << 10)
 
@@ -43,6 +45,8 @@ class Progress:
     """Since it last wrote anything, by its node's clock."""
     stopped: bool = False
     """Its process is stopped (SIGSTOP, a debugger)."""
+    memory_bytes: int = 0
+    """In use on its device when it was last measured; 0 before."""
 
 
 class Board:
@@ -85,6 +89,10 @@ class Board:
         self._blocked_s += now - self._waiting_since
         self._write_wait(False, now)
 
+    def write_memory(self, num_bytes: int) -> None:
+        """Say how much memory this rank has in use on its device."""
+        _MEMORY.pack_into(self._buffer, _MEMORY_AT, num_bytes)
+
     @property
     def blocked_s(self) -> float:
         """Seconds that this rank has waited for its peers in this generation."""
@@ -95,7 +103,20 @@ class Board:
         generation, step, phase, at, marks = _DOING.unpack_from(self._buffer, 0)
         waits, waiting, strayed, waited_at, blocked_s = _WAITING.unpack_from(self._buffer, _WAITING_AT)
         silent_s = max(0.0, time.time() - max(at, waited_at))
-        return Progress(generation, step, PHASES[phase], at, marks, waits, waiting, strayed, blocked_s, silent_s)
+        (memory_bytes,) = _MEMORY.unpack_from(self._buffer, _MEMORY_AT)
+        return Progress(
+            generation,
+            step,
+            PHASES[phase],
+            at,
+            marks,
+            waits,
+            waiting,
+            strayed,
+            blocked_s,
+            silent_s,
+            memory_bytes=memory_bytes,
+        )
 
     def _write_wait(self, waiting: bool, at: float) -> None:
         _WAITING.pack_into(self._buffer, _WAITING_AT, self._waits, waiting, self._strayed, at, self._blocked_s)

@@ -1,4 +1,4 @@
-"""The supervisor asks its nodes now and then how busy they are, for the record.
+"""The supervisor asks its nodes now and then how busy they are, for the record, and notes the memory of its ranks.
 
 Every 10 s, and less often as the attempt grows older (1 % of its age): an attempt of any length leaves a few hundred
 events. One message a node each time.
@@ -22,8 +22,10 @@ SHARE = 0.01
 class LoadWatch:
     """Asks the keepers and tells of their answers; `look` is called often, and waits for nothing."""
 
-    def __init__(self, fleet: Fleet, replies: Replies, emit: Callable[[Event], None]) -> None:
-        self._fleet, self._replies, self._emit = fleet, replies, emit
+    def __init__(
+        self, fleet: Fleet, replies: Replies, rank_memory: Callable[[], tuple[int, ...]], emit: Callable[[Event], None]
+    ) -> None:
+        self._fleet, self._replies, self._rank_memory, self._emit = fleet, replies, rank_memory, emit
         self._begun = self._asked = time.monotonic()
         self._found: dict[str, NodeLoad] = {}
 
@@ -34,7 +36,8 @@ class LoadWatch:
             return
         self._asked = now
         if self._found:
-            self._emit(NodesMeasured(time.time(), step, tuple(load for _, load in sorted(self._found.items()))))
+            loads = tuple(load for _, load in sorted(self._found.items()))
+            self._emit(NodesMeasured(time.time(), step, loads, self._rank_memory()))
             self._found.clear()
         for node in self._fleet.nodes.values():
             if node.info is not None:

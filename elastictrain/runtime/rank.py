@@ -21,6 +21,7 @@ from elastictrain.data.samples import RunData
 from elastictrain.data.stream import SampleStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
+from elastictrain.engine.device import current_device
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
@@ -44,6 +45,8 @@ from elastictrain.runtime.spoiled import SpoiledWorkload
 from elastictrain.workloads import build_workload
 
 PAUSE = "pause"
+MEASURE_EVERY_S = 2.0
+"""How often a rank looks how much memory it uses: some 50 us."""
 TIDY_AFTER_STEPS = 5
 """What an engine of an earlier generation left behind is collected when training runs again, not while it waits."""
 
@@ -75,6 +78,7 @@ class RankProgram:
         self._line: ReplicaClient | None = None
         self._unsaid: list[StepRecord] = []
         self._aborted = False
+        self._device, self._measured = current_device(), 0.0
         self._orders: deque[str] = deque()
         self._snapshot_every = 1
 
@@ -168,6 +172,7 @@ class RankProgram:
             except BadLossError:
                 self._keep(step - 1, engine, snapshots, group)
                 raise
+            self._measure()
             paused = self._hear(group.news(step))
             due = step % self._snapshot_every == 0 or step % config.checkpoint.every == 0
             if due or paused or step == config.train.steps:
@@ -243,6 +248,12 @@ class RankProgram:
             skipped=skipped,
             gauges=self._workload.take_gauges(),
         )
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now > self._measured + MEASURE_EVERY_S:
+            self._measured = now
+            self._board.write_memory(self._device.memory_in_use())
 
     def _verified(self, step: int) -> bool:
         """Whether the state after this step is verified before the next update."""

@@ -7,7 +7,7 @@ facts mean is the supervisor's to say: every callback goes there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -164,6 +164,11 @@ class Roster:
         """Ray can't reach this worker; its keeper may know more in a moment."""
         if name in self.fleet.workers:
             self._suspects.setdefault(name, (time.monotonic() + SUSPICION_S, cause))
+
+    def memory_of(self, workers: Sequence[str]) -> tuple[int, ...]:
+        """Bytes that each of them has in use; empty unless all have told."""
+        told = [self.progress[name].memory_bytes for name in workers if name in self.progress]
+        return tuple(told) if len(told) == len(workers) and all(told) else ()
 
     def forget_worker(self, name: str) -> None:
         """End a worker, if it still lives."""

@@ -93,7 +93,7 @@ class Supervisor:
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
         self._interval = SnapshotInterval(config.snapshot.every)
         self._vigil = Vigil(config.elastic, self._roster, self._replies, self._story, self.worker_lost, self._tell)
-        self._loads = LoadWatch(fleet, self._replies, self._emit)
+        self._loads = LoadWatch(fleet, self._replies, lambda: self._roster.memory_of(self._state.members), self._emit)
         self._stop: str | None = None
         self._ticked = 0.0
         self._end: v.End | None = None

@@ -16,7 +16,7 @@ from elastictrain.tracking.metrics import Metric
 RAY_PREFIX = "ray_"
 """Ray puts it before every metric of an application."""
 
-_UNITS = {"": "short", "s": "s", "tokens/s": "short", "ratio": "percentunit"}
+_UNITS = {"": "short", "s": "s", "tokens/s": "short", "ratio": "percentunit", "bytes": "decbytes"}
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -42,6 +42,7 @@ PANELS = (
     Panel("Seconds of a step", (m.STEP_S, m.WAIT_S)),
     Panel("Own work of each rank", (m.RANK_S,)),
     Panel("Step of each rank", (m.RANK_STEP,)),
+    Panel("Memory of each rank, and the plan's", (m.RANK_BYTES, m.PLAN_BYTES)),
     Panel("Failures and lost steps", (m.FAILURES, m.LOST_STEPS, m.GENERATION)),
     Panel("What the model tells", (m.GAUGE,)),
     Panel("Recovery and checkpoint writing", (m.RECOVERY_S, m.CHECKPOINT_S)),

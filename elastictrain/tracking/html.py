@@ -17,6 +17,7 @@ from elastictrain.config import flatten
 from elastictrain.tracking.chart import loss_chart
 from elastictrain.tracking.clock_chart import clock_chart
 from elastictrain.tracking.heat_map import heat_map, heat_range
+from elastictrain.tracking.memory_chart import memory_chart
 from elastictrain.tracking.wording import (
     bytes_text,
     count_text,
@@ -59,6 +60,7 @@ def render_html(report: Report) -> str:
             _ledger(report),
             _clock(report),
             _ranks(report),
+            _memory(report),
             _failures(report),
             _skipped_steps(report),
             _generations(report),
@@ -200,6 +202,24 @@ def _ranks(report: Report) -> str:
         f'<span><i class="patch cool"></i>{fast}</span><span><i class="patch hot"></i>{slow} of own work a step</span>'
     )
     return _card("How long each rank works", _both(heat_map(report, 1040), heat_map(report, 380)) + _legend(legend))
+
+
+def _memory(report: Report) -> str:
+    """Whether the plan was right; no card where nobody measured."""
+    if not report["rank_memory"]:
+        return ""
+    lines = (("curve-key", "the rank that uses most"), ("planned-key", "what the plan says that a rank needs"))
+    legend = '<span><i class="patch used"></i>least to most of the ranks</span>' + "".join(
+        f'<span><i class="{line}"></i>{name}</span>' for line, name in lines
+    )
+    charts = _both(memory_chart(report, 1040, 260), memory_chart(report, 380, 240))
+    return _card(f"Memory of the ranks, and the plan: {_fullest(report)}", charts + _legend(legend))
+
+
+def _fullest(report: Report) -> str:
+    most = max(max(m["bytes"]) for m in report["rank_memory"])
+    planned = [chosen["memory_bytes"] for chosen in report["layouts"] if chosen["memory_bytes"] is not None]
+    return f"at most {bytes_text(most)}" + (f" of {bytes_text(max(planned))}" if planned else "")
 
 
 def _both(wide: str, narrow: str) -> str:

@@ -233,6 +233,9 @@ def _node_points(event: NodesMeasured) -> Iterator[Point]:
         yield _point(f"{name}/system_memory_usage_percentage", 100 * share, event.at, event.step)
         if load.energy_j is not None:
             yield _point(f"{name}/energy_joules", load.energy_j, event.at, event.step)
+    if event.rank_memory_bytes:
+        fullest = max(event.rank_memory_bytes)
+        yield _point("system/fullest_rank_memory_megabytes", fullest / 1e6, event.at, event.step)
 
 
 def _point(name: str, value: float, at: float, step: int) -> Point:

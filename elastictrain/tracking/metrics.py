@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from elastictrain.events import CheckpointWritten, Event, FailureDetected, RanksTimed, StepCommitted
+from elastictrain.events import (
+    CheckpointWritten,
+    Event,
+    FailureDetected,
+    LayoutChosen,
+    NodesMeasured,
+    RanksTimed,
+    StepCommitted,
+)
 from elastictrain.status import Status
 from elastictrain.tracking.ledger import Goodput, waits_of
 
-Unit = Literal["", "s", "tokens/s", "ratio"]
+Unit = Literal["", "s", "tokens/s", "ratio", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ CHECKPOINT_AT = Metric("elastictrain_checkpoint_written_at", "When that was comp
 CHECKPOINT_S = Metric("elastictrain_checkpoint_seconds", "Seconds that writing it took, beside the training", "s")
 RANK_STEP = Metric("elastictrain_rank_step", "Step that a rank is at", "", ("rank", "node"))
 RANK_S = Metric("elastictrain_rank_own_seconds", "A rank's own work in a step, without its waits", "s", ("rank",))
+RANK_BYTES = Metric("elastictrain_rank_memory_bytes", "In use on a rank's device", "bytes", ("rank",))
+PLAN_BYTES = Metric("elastictrain_plan_memory_bytes", "What the plan says that a rank needs", "bytes")
 
 METRICS = (
     STEP,
@@ -84,6 +94,8 @@ METRICS = (
     CHECKPOINT_S,
     RANK_STEP,
     RANK_S,
+    RANK_BYTES,
+    PLAN_BYTES,
 )
 
 
@@ -111,6 +123,13 @@ def readings(status: Status, events: Sequence[Event], ledger: Goodput) -> Iterat
     if timed is not None and timed.generation == status.generation:
         for rank, seconds in enumerate(timed.own_s):
             yield Reading(RANK_S, seconds, {"rank": str(rank)})
+    measured = next((e for e in reversed(events) if isinstance(e, NodesMeasured)), None)
+    if measured is not None and len(measured.rank_memory_bytes) == status.world_size:
+        for rank, num_bytes in enumerate(measured.rank_memory_bytes):
+            yield Reading(RANK_BYTES, num_bytes, {"rank": str(rank)})
+    chosen = next((e for e in reversed(events) if isinstance(e, LayoutChosen)), None)
+    if chosen is not None and chosen.memory_bytes is not None:
+        yield Reading(PLAN_BYTES, chosen.memory_bytes, {})
 
 
 def _of_status(status: Status) -> Iterator[Reading]:

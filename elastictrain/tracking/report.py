@@ -107,6 +107,11 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
             for e in run
             if isinstance(e, RanksTimed)
         ],
+        "rank_memory": [
+            {"step": e.step, "bytes": list(e.rank_memory_bytes), "at_s": e.at - begun_at}
+            for e in run
+            if isinstance(e, NodesMeasured) and e.rank_memory_bytes
+        ],
         "checkpoints": _checkpoints(run, begun_at),
         "throughput": _throughput(steps, ledger.productive_s, ledger.wall_s),
         "evaluation": _evaluation(run, begun_at),

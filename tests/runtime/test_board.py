@@ -29,6 +29,15 @@ def test_what_is_written_is_read(phase: str) -> None:
     assert abs(progress.at - time.time()) < 60
 
 
+def test_memory_stays_told_until_it_is_told_anew() -> None:
+    board = Board(memoryview(bytearray(BOARD_BYTES)))
+    assert board.read().memory_bytes == 0
+    board.write_memory(5_000_000_000)
+    board.write(2, 41, "forward")
+    board.begin_wait(1)
+    assert board.read().memory_bytes == 5_000_000_000
+
+
 def test_waits_for_peers_are_counted() -> None:
     board = Board(memoryview(bytearray(BOARD_BYTES)))
     board.write(2, 40, "backward")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from elastictrain.events import Event, RunStarted
+from elastictrain.events import Event, NodesMeasured, RunStarted
 from elastictrain.runtime.exporter import Exporter
 from elastictrain.status import Status, WorkerStatus
 from elastictrain.tracking.metrics import METRICS
@@ -48,6 +48,14 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
+
+
+def test_memory_is_told_of_the_ranks_that_there_are(run: Run) -> None:
+    run.events.append(NodesMeasured(0.0, 7, (), (300, 400)))
+    run.write(2)
+    assert run.export()["elastictrain_rank_memory_bytes", "1"] == 400
+    run.write(1)  # and nobody has measured since
+    assert math.isnan(run.export()["elastictrain_rank_memory_bytes", "1"])
 
 
 def test_a_rank_that_is_gone_becomes_no_number_once(run: Run) -> None:

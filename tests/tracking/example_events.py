@@ -128,7 +128,8 @@ class Story:
     def measured(self) -> Story:
         """How busy the nodes are."""
         loads = tuple(NodeLoad(f"node#{n}", 0.25 + n / 2, 2_000_000_000, 8_000_000_000) for n in range(2))
-        self.tell(NodesMeasured(self.clock, self.step, loads))
+        memory = tuple(300_000_000 + 40_000_000 * rank for rank in range(self.world_size))
+        self.tell(NodesMeasured(self.clock, self.step, loads, memory))
         return self
 
     def kill(self, rank: int = 1, partial_s: float = 0.2, detect_s: float = 0.05, injected: bool = False) -> Story:

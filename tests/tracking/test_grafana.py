@@ -53,6 +53,7 @@ def test_names_are_unique_and_told_with_the_labels_that_they_have() -> None:
         Status.beginning("demo", story.clock),
         loss=2.5,
         last_recovery_s=0.4,
+        world_size=2,
         generation=last.index,
         workers=(WorkerStatus(0, "worker-0", 1, "node-0", "forward", 5),),
     )

@@ -18,6 +18,7 @@ from elastictrain.tracking.clock_chart import STACK, clock_chart
 from elastictrain.tracking.heat_map import heat_map
 from elastictrain.tracking.html import LEDGER, render_html
 from elastictrain.tracking.ledger import BUCKETS
+from elastictrain.tracking.memory_chart import memory_chart
 from elastictrain.tracking.report import build_report
 from elastictrain.tracking.scale import MAX_POINTS, downsample, ticks
 from elastictrain.tracking.wording import bytes_text, count_text, seconds_text
@@ -137,7 +138,7 @@ def test_every_bucket_has_a_place_in_the_stack() -> None:
 @pytest.mark.parametrize("width", [1040, 380])
 def test_the_pictures_over_the_clock_lie_within_their_frame(width: int) -> None:
     report = build_report(full_story().events)
-    for drawn in (clock_chart(report, width, 420), heat_map(report, width)):
+    for drawn in (clock_chart(report, width, 420), heat_map(report, width), memory_chart(report, width, 260)):
         picture = ElementTree.fromstring(drawn)
         _, _, right, bottom = map(float, picture.attrib["viewBox"].split())
         for box in picture.iter("rect"):
@@ -161,8 +162,26 @@ def test_the_heat_map_of_a_thousand_ranks_shows_the_slow_one_and_stays_small() -
     assert "rank 999, steps" in drawn
 
 
+def test_the_memory_of_the_ranks_lies_beside_the_plan() -> None:
+    story = Story().start().generation().steps(30).measured().steps(30).measured()
+    report = build_report(story.events)
+    assert [m["bytes"] for m in report["rank_memory"]] == [[300_000_000, 340_000_000]] * 2
+    assert "Memory of the ranks, and the plan: at most 340.0 MB" in render_html(report)
+    report["layouts"] = [{"at_s": 0.0, "memory_bytes": 500_000_000}]
+    drawn = memory_chart(report, 1040, 260)
+    assert "rank 0 300.0 MB, rank 1 340.0 MB" in drawn
+    planned, used = (
+        float(re.findall(pattern, drawn)[0])
+        for pattern in (r'class="planned".* y1="([\d.]+)"', r'class="curve" points="[\d.]+,([\d.]+)')
+    )
+    assert planned < used  # up is more
+    report["rank_memory"] = report["rank_memory"][:1]
+    assert "<circle" in memory_chart(report, 1040, 260)
+
+
 def test_a_run_that_nobody_timed_has_no_heat_map() -> None:
-    assert heat_map(build_report(Story().start().generation().steps(3).events), 1040) == ""
+    report = build_report(Story().start().generation().steps(3).events)
+    assert (heat_map(report, 1040), memory_chart(report, 1040, 260)) == ("", "")
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=300), st.integers(4, 50))

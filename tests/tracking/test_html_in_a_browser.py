@@ -54,7 +54,7 @@ def test_the_page_fits_and_every_picture_is_drawn(tmp_path: Path, width: int) ->
     (tmp_path / "measure.html").write_text(MEASURE.replace("WIDTH", str(width)))
     found = measured(tmp_path)
     assert found["width"] <= width
-    assert [label.split()[0] for label in found["charts"]] == ["Loss", "demo", "Seconds"]
+    assert [label.split()[0] for label in found["charts"]] == ["Loss", "demo", "Seconds", "Memory"]
     assert found["outside"] == []
     assert len(found["fills"]) >= len(report["timeline"]["seconds"]) - 1  # a colour for each bucket, none left out
     assert "none" not in found["fills"]

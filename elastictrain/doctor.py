@@ -28,6 +28,7 @@ Verdict = Literal["ok", "warn", "fail"]
 
 GB = 10**9
 DASHBOARD_PORT = 8265
+AGENT_PORT = 52365
 IMPORT_TIMEOUT_S = 120
 
 _TORCH = """
@@ -54,7 +55,7 @@ def examine(storage: str = "runs/") -> list[Finding]:
     """All findings about this machine, with `storage` as the place where runs would be kept."""
     with ThreadPoolExecutor() as pool:
         imports = [pool.submit(check) for check in (torch_and_gpus, deepspeed, ray)]
-        machine = [kernel(), memory(), shared_memory(), disk(storage), dashboard_port(), free_port()]
+        machine = [kernel(), memory(), shared_memory(), disk(storage), dashboard_port(), agent_port(), free_port()]
         packages = [finding for done in imports for finding in done.result()]
     return [python(), *packages, *machine, compiler(), libaio()]
 
@@ -128,6 +129,16 @@ def dashboard_port(port: int = DASHBOARD_PORT) -> Finding:
     except OSError as error:
         advice = "join that Ray cluster with cluster.address, or choose another cluster.dashboard_port"
         return Finding("dashboard port", "warn", f"{port}: {error.strerror}", advice)
+
+
+def agent_port(port: int = AGENT_PORT) -> Finding:
+    """Where `ray start` has each node's agent listen, which starts what `ray job submit` submits."""
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return Finding("agent port", "ok", f"{port} is free")
+    except OSError as error:
+        advice = "a Ray node runs here, or start one with ray start --dashboard-agent-listen-port=PORT"
+        return Finding("agent port", "warn", f"{port}: {error.strerror}", advice)
 
 
 def free_port() -> Finding:

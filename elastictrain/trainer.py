@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ from elastictrain.plan.auto import rung_of
 from elastictrain.planning import plans_of
 from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.branch import branch, check_branch
-from elastictrain.runtime.cluster import connected, head_answers
+from elastictrain.runtime.cluster import check_reachable, connected, head_answers
 from elastictrain.runtime.environment import environment
 from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Allotment, Fleet
@@ -94,7 +94,7 @@ class Result:
     recorded: bool
     """Whether MLflow has taken everything; what is missing is delivered when the run is submitted again."""
     evaluation: Evaluated | None
-    report_data: dict[str, Any]
+    report_data: dict[str, Any] = field(repr=False)
     """As `elastictrain report --json` prints it; see docs/report.md."""
 
 
@@ -146,6 +146,12 @@ class ElasticTrainer:
         secret = secret_values(os.environ, config.run.storage, config.tracking.uri)
         before, has_cluster = home.status(), False
         end: End | None = None
+        try:
+            check_reachable(config)
+        except InfrastructureError:  # nothing has begun
+            journal.close()
+            home.forget(journal.path, before)
+            raise
 
         def emit(event: Event) -> None:
             event = redact_event(event, secret)

@@ -107,7 +107,9 @@ def _find(data: DataSection) -> tuple[str, list[str]]:
         return root, paths
     if os.path.exists(corpus):
         raise DataError(f"data.corpus {data.corpus} is neither a file nor a folder: give it one of them, or a glob.")
-    raise DataError(f"data.corpus {data.corpus} is not there.{_near(Path(corpus))}")
+    raise DataError(
+        f"data.corpus {data.corpus} is not there.{_near(Path(corpus))} Give it a file, a folder, a glob or {STDLIB}."
+    )
 
 
 def _walk(folder: str, exclude: tuple[str, ...]) -> Iterator[str]:

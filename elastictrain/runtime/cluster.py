@@ -29,9 +29,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
 
     Raises InfrastructureError when the cluster can't be reached or the embedded one can't start.
     """
-    address = config.cluster.address
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     if address == "local":
         with _embedded(config) as inner:
             _init(inner)
@@ -45,6 +43,21 @@ def connected(config: TrainConfig) -> Iterator[str]:
         yield address
     finally:
         ray.shutdown()
+
+
+def check_reachable(config: TrainConfig) -> None:
+    """Raises InfrastructureError where `connected` would for lack of a cluster, or of a port for an embedded one."""
+    address = _address(config)
+    if address != "local":
+        _check_reachable(address)
+    elif config.cluster.dashboard:
+        _check_port(config.cluster.dashboard_port)
+
+
+def _address(config: TrainConfig) -> str:
+    if config.cluster.address != "auto":
+        return config.cluster.address
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def head_address() -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from elastictrain.doctor import Finding
 
 CHECKS = {
     "python", "torch", "gpus", "deepspeed", "ray", "kernel", "memory", "shared memory", "disk", "dashboard port",
-    "rendezvous port", "compiler", "libaio",
+    "agent port", "rendezvous port", "compiler", "libaio",
 }  # fmt: skip
 
 
@@ -37,13 +38,17 @@ def test_only_a_failed_check_fails(monkeypatch: pytest.MonkeyPatch, verdict: doc
     assert "free some" in result.stdout
 
 
-def test_a_port_in_use_is_a_warning_with_the_knob() -> None:
+@pytest.mark.parametrize(
+    ("look", "knob"),
+    [(doctor.dashboard_port, "cluster.dashboard_port"), (doctor.agent_port, "--dashboard-agent-listen-port")],
+)
+def test_a_port_in_use_is_a_warning_with_the_knob(look: Callable[[int], Finding], knob: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        finding = doctor.dashboard_port(port)
+        finding = look(port)
     assert finding.verdict == "warn"
     assert str(port) in finding.found
-    assert "cluster.dashboard_port" in finding.advice
+    assert knob in finding.advice
 
 
 def test_a_storage_that_is_a_file_fails_with_the_knob(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def two_sides(cable: Cable) -> Iterator[str]:
             )
         try:
             cluster.connect()  # what there is of it
+            ray.init(cluster.address, logging_level="error")
             until = time.monotonic() + 60
             while not any(node["NodeManagerAddress"] == THERE and node["Alive"] for node in ray.nodes()):
                 assert behind.poll() is None, said.read_text()

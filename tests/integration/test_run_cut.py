@@ -122,7 +122,6 @@ def two_sides(cable: Cable) -> Iterator[str]:
                 start_new_session=True,
             )
         try:
-            cluster.connect()  # what there is of it
             ray.init(cluster.address, logging_level="error")
             until = time.monotonic() + 60
             while not any(node["NodeManagerAddress"] == THERE and node["Alive"] for node in ray.nodes()):

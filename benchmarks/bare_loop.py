@@ -1,8 +1,8 @@
-"""Two processes that train with DeepSpeed and do nothing else: what overhead.py measures this platform against.
+"""Two processes that train and do nothing else: what overhead.py measures this platform against.
 
-Processes of torch.multiprocessing, a gloo group over a file, the loop of plain_deepspeed.py. No Ray, no copies of the
-state, no journal. One thread computes in each process, as in a Ray worker with one CPU. Each rank appends one JSON line
-for each step: when it ended, and the losses of its micro-batches.
+Processes of torch.multiprocessing, a gloo group over a file, the loop of plain_deepspeed.py, or another one. No Ray, no
+copies of the state, no journal. One thread computes in each process, as in a Ray worker with one CPU. Each rank appends
+one JSON line for each step: when it ended, and the losses of its micro-batches where the loop tells them.
 
     python benchmarks/bare_loop.py setup.json         trains until it is ended; see `Setup`
 """
@@ -14,15 +14,18 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from plain_ddp import DdpRank
 from plain_deepspeed import PlainRank
-from two_nodes import end_on_sigterm
+from plain_fsdp import FsdpRank
+from plain_trainer import TrainerRank
+from two_nodes import end_on_sigterm, free_port
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.device import prepare_process
@@ -42,6 +45,10 @@ class Setup:
     world_size: int
     folder: str
     """Takes the ranks' lines."""
+    loop: str = "deepspeed"
+    """Whose: deepspeed, ddp, fsdp2 or trainer."""
+    port: int = field(default_factory=free_port)
+    """For ranks that can't meet in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,8 @@ def read(folder: Path, world_size: int) -> Trained:
     # the ranks are at most a step apart
     steps = list(zip(*told, strict=False))
     ends = [max(rank["ended_at"] for rank in step) for step in steps]
-    losses = [_mean([rank["losses"] for rank in step]) for step in steps]
-    return Trained(dict(enumerate(ends, 1)), dict(enumerate(losses, 1)))
+    losses = {number: [rank["losses"] for rank in step] for number, step in enumerate(steps, 1)}
+    return Trained(dict(enumerate(ends, 1)), {number: _mean(told) for number, told in losses.items() if all(told)})
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -80,17 +87,22 @@ def _rank(rank: int, setup: Setup) -> None:
     torch.set_num_threads(1)
     os.nice(RAY_NICENESS)
     prepare_process()
-    dist.init_process_group(
-        "gloo", init_method=f"file://{setup.folder}/rendezvous", rank=rank, world_size=setup.world_size
-    )
-    training = PlainRank(TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, setup.world_size)
-    training.begin(1)
-    step = 0
+    job = TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, setup.world_size
     with open(Path(setup.folder, f"rank-{rank}.jsonl"), "w", buffering=1) as file:
+
+        def ended(losses: list[float] | None = None) -> None:
+            file.write(json.dumps({"ended_at": time.time(), "losses": losses or []}) + "\n")
+
+        if setup.loop == "trainer":
+            TrainerRank(*job, setup.port).train(ended)
+        rendezvous = f"file://{setup.folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=setup.world_size)
+        training = {"deepspeed": PlainRank, "ddp": DdpRank, "fsdp2": FsdpRank}[setup.loop](*job)
+        training.begin(1)
+        step = 0
         while True:
             step += 1
-            losses = training.step(step)
-            file.write(json.dumps({"ended_at": time.time(), "losses": losses}) + "\n")
+            ended(training.step(step))
 
 
 if __name__ == "__main__":

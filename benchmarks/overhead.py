@@ -1,12 +1,13 @@
-"""What fault tolerance costs while nothing fails: elastictrain beside a bare DeepSpeed loop, in turns on one machine.
+"""What fault tolerance costs while nothing fails: elastictrain beside bare loops, in turns on one machine.
 
 elastictrain runs as a user runs it: its command line, Ray actors on two local nodes, a warm standby, a snapshot of the
 whole state after each step with its replica on the other node, a durable checkpoint every 50 steps, the journal and
 MLflow. The bare loop is two processes that train with the same DeepSpeed and do nothing else (bare_loop.py). Both take
 the same steps on the same samples, and their losses are compared bit for bit. When both are warm and the standby is
 up, they take turns of some seconds (turns.py): a round is one turn of each. The ratio of their steps/s is the median
-over the rounds that other work on the machine disturbed least. While the bare loop has its turn nothing else runs, of
-elastictrain or of Ray.
+over the rounds that other work on the machine disturbed least. While a bare loop has its turn nothing else runs, of
+elastictrain or of Ray. `--beside` names more loops: torch's DDP and FSDP2, and the Trainer of transformers (which needs
+accelerate, see plain_trainer.py), all with the same model, dtype, batch and samples.
 
 Two cases, one after the other. `spare`: all ranks, of both, share one core, and another is there for what is no rank,
 as on hosts of GPUs, which have many more cores than ranks. `full`: each core has a rank, and whatever else runs takes
@@ -15,6 +16,7 @@ its time from one.
     python benchmarks/overhead.py                                     a table; about 8 minutes
     python benchmarks/overhead.py --cores full --rounds 40 --json     one case, more rounds; one JSON object
     python benchmarks/overhead.py --same-allocator                    the bare loop gets the workers' malloc too
+    python benchmarks/overhead.py --beside deepspeed,ddp,fsdp2,trainer
     python benchmarks/overhead.py train.global_batch=64               with other settings than jobs/llm_tiny.yaml's
 
 elastictrain's workers run with the C library's allocator set up for training (runtime/allocator.py), which a bare
@@ -32,7 +34,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
@@ -44,7 +47,7 @@ import psutil
 from elastictrain_run import COMMAND, ask, data_folder, wait_until_ready
 from figures import table
 from processor_time import between, used
-from turns import Turn, take_turns
+from turns import Round, take_turns
 from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
@@ -55,7 +58,12 @@ from elastictrain.tracking.journal import read_journal
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
 WORLD_SIZE = 2
 NAME = "overhead"
-BARE = "bare loop"
+LOOPS = {
+    "deepspeed": "bare loop",
+    "ddp": "torch DDP",
+    "fsdp2": "torch FSDP2",
+    "trainer": "Hugging Face Trainer",
+}
 CASES = {"spare": "a core left for what is no rank", "full": "a rank on each core"}
 NEVER_ENDING = 1_000_000
 START_TIMEOUT_S = 120.0
@@ -68,11 +76,15 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=10.0, metavar="S", help="seconds of a turn (default 10)")
     parser.add_argument("--steps", type=int, default=50, help="steps of warm-up before the turns (default 50)")
     parser.add_argument("--cores", choices=[*CASES, "both"], default="both", help="the cases (default both)")
-    parser.add_argument("--same-allocator", action="store_true", help="set up the bare loop's malloc as the workers'")
+    parser.add_argument("--beside", default="deepspeed", metavar="LOOPS", help=f"of {', '.join(LOOPS)}; with commas")
+    parser.add_argument("--same-allocator", action="store_true", help="set up the loops' malloc as the workers'")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
     arguments = parser.parse_args()
+    arguments.beside = arguments.beside.split(",")
+    if unknown := set(arguments.beside) - LOOPS.keys():
+        parser.error(f"--beside {', '.join(unknown)}: there are {', '.join(LOOPS)}")
     result = measure(arguments)
     text = json.dumps(result, indent=2)
     if arguments.out:
@@ -81,88 +93,91 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start both, let them take turns, compare."""
+    """Start all, let them take turns, compare."""
     found = machine.describe()
     settings = [*arguments.overrides, "faults=[]", f"train.steps={NEVER_ENDING}"]
     folder = Path(tempfile.mkdtemp(prefix="overhead-"))
-    storage, lines = folder / "runs", folder / "bare"
-    lines.mkdir()
+    storage, loops = folder / "runs", arguments.beside
     train = [str(COMMAND), "train", str(JOB), *settings, f"run.name={NAME}", f"run.storage={storage}"]
     try:
         _prepare(train, folder / "prepare.log")
-        with two_nodes() as address, running(train, folder / "elastictrain.log", address) as ours:
+        with ExitStack() as jobs:
+            address = jobs.enter_context(two_nodes())
+            ours = jobs.enter_context(running(train, folder / "elastictrain.log", address))
             wait_until_ready(ours, NAME, storage, arguments.steps)
-            job = bare_loop.Setup(
-                TrainConfig.load(JOB, settings).to_dict(), str(data_folder(NAME, storage)), WORLD_SIZE, str(lines)
-            )
-            described = folder / "bare.json"
-            described.write_text(json.dumps(asdict(job)))
-            script = str(Path(bare_loop.__file__))
-            begin = [sys.executable, script, str(described)]
-            if arguments.same_allocator:
-                begin = ["env", *(f"{name}={value}" for name, value in allocator_environment().items()), *begin]
-            with running(begin, folder / "bare.log", address) as bare:
-                _wait_until_warm(bare, lines, arguments.steps)
-                names = {ours.process.pid: "driver", **dict.fromkeys(_tree(bare), BARE)}
-                taken = {}
-                for case in CASES if arguments.cores == "both" else [arguments.cores]:
-                    _place([*_ranks(storage), *_tree(bare)], one_core=case == "spare")
-                    before = used(_all_started(), names)
-                    turns = take_turns(
-                        (lambda: _others(bare), lambda: _tree(bare)),
-                        arguments.rounds,
-                        3 * arguments.rounds,
-                        arguments.turn,
-                    )
-                    taken[case] = turns, between(before, used(_all_started(), names))
+            bare = {loop: jobs.enter_context(_loop(loop, settings, storage, address, arguments)) for loop in loops}
+            for loop, job in bare.items():
+                _wait_until_warm(job, storage.parent / loop, arguments.steps)
+            names = {pid: LOOPS[loop] for loop, job in bare.items() for pid in _tree(job)}
+            names[ours.process.pid] = "driver"
+            taken = {}
+            for case in CASES if arguments.cores == "both" else [arguments.cores]:
+                _place([*_ranks(storage), *(pid for job in bare.values() for pid in _tree(job))], case == "spare")
+                before = used(_all_started(), names)
+                turns = take_turns(
+                    [lambda: _others(bare.values()), *(lambda job=job: _tree(job) for job in bare.values())],
+                    arguments.rounds,
+                    3 * arguments.rounds,
+                    arguments.turn,
+                )
+                taken[case] = turns, between(before, used(_all_started(), names))
         committed = [e for e in read_journal(storage / NAME) if isinstance(e, StepCommitted)]
-        plain = bare_loop.read(lines, WORLD_SIZE)
+        trained = {loop: bare_loop.read(folder / loop, WORLD_SIZE) for loop in loops}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    compared = [e.loss == plain.losses[e.step] for e in committed if e.step in plain.losses]
-    ends = [e.finished_at for e in committed], list(plain.ends.values())
-    return {
+    ends = [[e.finished_at for e in committed], *([*trained[loop].ends.values()] for loop in loops)]
+    result = {
         "machine": found,
         "overrides": arguments.overrides,
         "same_allocator": arguments.same_allocator,
-        "cases": {case: _compared(*of_case, *ends, arguments.rounds) for case, of_case in taken.items()},
-        "losses": {"steps_compared": len(compared), "same_bits": all(compared)},
+        "cases": {case: _compared(loops, *of_case, ends, arguments.rounds) for case, of_case in taken.items()},
     }
+    if "deepspeed" in loops:
+        losses = trained["deepspeed"].losses
+        compared = [e.loss == losses[e.step] for e in committed if e.step in losses]
+        result["losses"] = {"steps_compared": len(compared), "same_bits": all(compared)}
+    return result
 
 
 def _compared(
-    turns: list[tuple[Turn, Turn]],
-    spent: dict[str, float],
-    ours_ends: list[float],
-    bare_ends: list[float],
-    num_rounds: int,
+    loops: Sequence[str], rounds: list[Round], spent: dict[str, float], ends: list[list[float]], num_rounds: int
 ) -> dict[str, Any]:
-    """One case: steps/s of both, turn by turn."""
-    rounds = [
-        {
-            "elastictrain_steps_per_s": ours_turn.steps_per_s(ours_ends),
-            "bare_steps_per_s": bare_turn.steps_per_s(bare_ends),
-            "others": max(ours_turn.others, bare_turn.others),
-        }
-        for ours_turn, bare_turn in turns
-    ]
-    counted = sorted(rounds, key=lambda r: r["others"])[:num_rounds]
-    ratios = [r["elastictrain_steps_per_s"] / r["bare_steps_per_s"] for r in counted]
-    low, _, high = quantiles(ratios, n=4)
-    num_ours = sum(turn.num_ended(ours_ends) for turn, _ in turns)
-    num_bare = sum(turn.num_ended(bare_ends) for _, turn in turns)
+    """One case: steps/s of elastictrain and of each loop, turn by turn; `ends` of their steps in this order."""
+    counted = sorted(rounds, key=lambda turns: max(turn.others for turn in turns))[:num_rounds]
+    speeds = [[turn.steps_per_s(of_job) for turn, of_job in zip(turns, ends, strict=True)] for turns in counted]
+    num_steps = [sum(turns[job].num_ended(of_job) for turns in rounds) for job, of_job in enumerate(ends)]
+    of_loop = {LOOPS[loop]: steps for loop, steps in zip(loops, num_steps[1:], strict=True)}
     return {
-        "elastictrain": {"steps_per_s": median(r["elastictrain_steps_per_s"] for r in counted)},
-        "bare": {"steps_per_s": median(r["bare_steps_per_s"] for r in counted)},
-        "ratio": median(ratios),
-        "ratio_quartiles": [low, high],
-        "processor_s_per_step": {
-            kind: seconds / (num_bare if kind == BARE else num_ours) for kind, seconds in spent.items()
-        },
-        "others": max(r["others"] for r in counted),
-        "rounds": counted,
+        "elastictrain": {"steps_per_s": median(ours for ours, *_ in speeds)},
+        "beside": {loop: _beside(speeds, number) for number, loop in enumerate(loops, 1)},
+        "processor_s_per_step": {kind: s / of_loop.get(kind, num_steps[0]) for kind, s in spent.items()},
+        "others": max(turn.others for turns in counted for turn in turns),
+        "rounds": speeds,
         "rounds_left_out": len(rounds) - len(counted),
     }
+
+
+def _beside(speeds: list[list[float]], number: int) -> dict[str, Any]:
+    ratios = [of_round[0] / of_round[number] for of_round in speeds]
+    low, _, high = quantiles(ratios, n=4)
+    steps_per_s = median(of_round[number] for of_round in speeds)
+    return {"steps_per_s": steps_per_s, "ratio": median(ratios), "ratio_quartiles": [low, high]}
+
+
+@contextmanager
+def _loop(loop: str, settings: list[str], storage: Path, address: str, arguments: argparse.Namespace) -> Iterator[Job]:
+    """One of the loops, under way."""
+    lines = storage.parent / loop
+    lines.mkdir()
+    config = TrainConfig.load(JOB, settings).to_dict()
+    setup = bare_loop.Setup(config, str(data_folder(NAME, storage)), WORLD_SIZE, str(lines), loop)
+    described = lines / "setup.json"
+    described.write_text(json.dumps(asdict(setup)))
+    begin = [sys.executable, str(Path(bare_loop.__file__)), str(described)]
+    if arguments.same_allocator:
+        begin = ["env", *(f"{name}={value}" for name, value in allocator_environment().items()), *begin]
+    with running(begin, lines / "log", address) as job:
+        yield job
 
 
 def _prepare(train: list[str], log: Path) -> None:
@@ -177,7 +192,7 @@ def _wait_until_warm(bare: Job, lines: Path, steps: int) -> None:
     while len(bare_loop.read(lines, WORLD_SIZE).ends) < steps:
         bare.require_running()
         if time.monotonic() > end:
-            raise RuntimeError(f"the bare loop did not take {steps} steps within {START_TIMEOUT_S:.0f} s")
+            raise RuntimeError(f"{lines.name} did not take {steps} steps within {START_TIMEOUT_S:.0f} s")
         time.sleep(1)
 
 
@@ -185,7 +200,7 @@ def _ranks(storage: Path) -> list[int]:
     return [worker["pid"] for worker in ask("status", NAME, storage)["workers"]]
 
 
-def _place(pids: Iterable[int], *, one_core: bool) -> None:
+def _place(pids: Iterable[int], one_core: bool) -> None:
     """Have these processes compute on one core together, or wherever there is room."""
     cores = os.sched_getaffinity(0)
     for pid in pids:
@@ -202,30 +217,33 @@ def _tree(job: Job) -> set[int]:
     return {process.pid, *(child.pid for child in process.children(recursive=True))}
 
 
-def _others(job: Job) -> set[int]:
+def _others(jobs: Iterable[Job]) -> set[int]:
     """All of elastictrain and of Ray: bare is bare."""
-    return _all_started() - _tree(job)
+    return _all_started() - {pid for job in jobs for pid in _tree(job)}
 
 
 def told(result: dict[str, Any]) -> str:
     """The result as a table for people."""
     rows, below = [], []
     for case, found in result["cases"].items():
-        low, high = found["ratio_quartiles"]
-        speeds = [f"{found[who]['steps_per_s']:.2f}" for who in ("elastictrain", "bare")]
-        rows.append([CASES[case], *speeds, f"{found['ratio']:.3f}", f"{low:.3f} to {high:.3f}"])
+        ours = f"{found['elastictrain']['steps_per_s']:.2f}"
+        for loop, beside in found["beside"].items():
+            low, high = beside["ratio_quartiles"]
+            speeds = [ours, f"{beside['steps_per_s']:.2f}", f"{beside['ratio']:.3f}", f"{low:.3f} to {high:.3f}"]
+            rows.append([CASES[case], LOOPS[loop], *speeds])
         spent = ", ".join(f"{kind} {1000 * s:.1f}" for kind, s in found["processor_s_per_step"].items())
         below += [
             f"{CASES[case]}: {len(found['rounds'])} rounds; other work took up to {found['others']:.0%} of the "
             f"processors meanwhile; {found['rounds_left_out']} rounds left out, disturbed more than that",
             f"  processor time, ms per step: {spent}",
         ]
-    losses = result["losses"]
-    same = "the same bits" if losses["same_bits"] else "DIFFERENT"
-    bare = "bare, same malloc" if result["same_allocator"] else "bare loop"
-    header = ["steps/s, medians", "elastictrain", bare, "ratio", "quartiles"]
-    last = f"losses: {same} in all {losses['steps_compared']} steps that both took"
-    return "\n".join([machine.line(result["machine"]), "", table(header, rows), "", *below, last])
+    if "losses" in result:
+        losses = result["losses"]
+        same = "the same bits" if losses["same_bits"] else "DIFFERENT"
+        below.append(f"losses: {same} in all {losses['steps_compared']} steps that elastictrain and the bare loop took")
+    beside = "beside, same malloc" if result["same_allocator"] else "beside"
+    header = ["steps/s, medians", beside, "elastictrain", "beside it", "ratio", "quartiles"]
+    return "\n".join([machine.line(result["machine"]), "", table(header, rows), "", *below])
 
 
 if __name__ == "__main__":

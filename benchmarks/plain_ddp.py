@@ -7,7 +7,7 @@ sharded: each rank has all of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,10 @@ class DdpRank:
         self._samples = TextSamples(TokenShards(manifest))
         self._workload = build_workload(config, manifest.vocab_size)
         self._module = self._workload.build(config.train.seed)
+        self._wrap = wrap
+        self._model = self._parallel(self._module)
         self._adamw = adamw(self._workload, config.train, dict(self._module.named_parameters()))
-        self._model, self._optimizer = wrap(self._module), manage(self._adamw)
+        self._optimizer = manage(self._adamw)
 
     def begin(self, first_step: int) -> None:
         """Read from this step on."""
@@ -68,7 +70,7 @@ class DdpRank:
         micro_batches = next(self._stream)
         for number, (micro_batch, batch) in enumerate(micro_batches, 1):
             torch.manual_seed(dropout_seed(train.seed, step, micro_batch.global_index))
-            with nullcontext() if number == len(micro_batches) else self._model.no_sync():
+            with nullcontext() if number == len(micro_batches) else self._silently():
                 loss = self._workload.loss(self._model, batch)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
@@ -77,6 +79,14 @@ class DdpRank:
             nn.utils.clip_grad_norm_(self._module.parameters(), train.grad_clip)
         self._optimizer.step()
         return torch.stack(losses).tolist()
+
+    def _parallel(self, module: nn.Module) -> Any:
+        return self._wrap(module)
+
+    def _silently(self) -> AbstractContextManager[None]:
+        """Backward passes in it add up gradients of this rank alone."""
+        silent: AbstractContextManager[None] = self._model.no_sync()
+        return silent
 
     def save(self, folder: str) -> None:
         """Rank 0 writes all of the state: it is the same on every rank."""

@@ -1,8 +1,8 @@
-"""Two jobs that share a machine in turns: while one computes, all processes of the other are stopped (SIGSTOP).
+"""Jobs that share a machine in turns: while one computes, all processes of the others are stopped (SIGSTOP).
 
 A machine's speed drifts by more than what is to be measured: other work, other tenants, heat. Turns of a few seconds
-put both jobs through the same weather, where one whole run after the other would not. What others take meanwhile is
-measured too (their processor time, and what the hypervisor steals), and a pair of turns that they disturb is repeated.
+put all jobs through the same weather, where one whole run after the other would not. What else runs meanwhile is
+measured too (its processor time, and what the hypervisor steals), and a round of turns that it disturbs is repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Turn:
     begun: float
     ended: float
     others: float
-    """Share of the processors that was not the two jobs'."""
+    """Share of the processors that was none of the jobs'."""
 
     def steps_per_s(self, ends: Sequence[float]) -> float:
         """Speed from the first end of a step within the turn to the last; `ends` is sorted."""
@@ -50,30 +50,36 @@ class Turn:
         return ends[bisect_left(ends, self.begun) : bisect_right(ends, self.ended)]
 
 
-def undisturbed(pair: tuple[Turn, Turn]) -> bool:
-    """Whether both turns had the machine to themselves."""
-    return max(turn.others for turn in pair) <= DISTURBED
+Round = tuple[Turn, ...]
+"""A turn of each job, in the order of the jobs."""
 
 
-def take_turns(jobs: tuple[Pids, Pids], num_quiet: int, num_most: int, turn_s: float) -> list[tuple[Turn, Turn]]:
-    """Pairs of turns in changing order, until so many were undisturbed, or `num_most` in all; then both compute."""
-    turns: list[tuple[Turn, Turn]] = []
+def undisturbed(turns: Round) -> bool:
+    """Whether all had the machine to themselves."""
+    return max(turn.others for turn in turns) <= DISTURBED
+
+
+def take_turns(jobs: Sequence[Pids], num_quiet: int, num_most: int, turn_s: float) -> list[Round]:
+    """Rounds of turns in changing order, until so many were undisturbed, or `num_most` in all; then all compute."""
+    rounds: list[Round] = []
     try:
-        while len(turns) < num_most and sum(map(undisturbed, turns)) < num_quiet:
-            first = len(turns) % 2
-            pair: dict[int, Turn] = {}
-            for job in (first, 1 - first):
-                _signal(jobs[1 - job](), signal.SIGSTOP)
-                _signal(jobs[job](), signal.SIGCONT)
-                pair[job] = _measure(jobs, turn_s)
-            turns.append((pair[0], pair[1]))
+        while len(rounds) < num_most and sum(map(undisturbed, rounds)) < num_quiet:
+            first = len(rounds) % len(jobs)
+            taken: dict[int, Turn] = {}
+            for number in (*range(first, len(jobs)), *range(first)):
+                for other in range(len(jobs)):
+                    if other != number:
+                        _signal(jobs[other](), signal.SIGSTOP)
+                _signal(jobs[number](), signal.SIGCONT)
+                taken[number] = _measure(jobs, turn_s)
+            rounds.append(tuple(taken[number] for number in range(len(jobs))))
     finally:
         for pids in jobs:
             _signal(pids(), signal.SIGCONT)
-    return turns
+    return rounds
 
 
-def _measure(jobs: tuple[Pids, Pids], turn_s: float) -> Turn:
+def _measure(jobs: Sequence[Pids], turn_s: float) -> Turn:
     begun, busy_s, own_s = time.time(), _busy_s(), _own_s(jobs)
     time.sleep(turn_s)
     ended = time.time()
@@ -86,9 +92,9 @@ def _busy_s() -> float:
     return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
 
 
-def _own_s(jobs: tuple[Pids, Pids]) -> float:
+def _own_s(jobs: Sequence[Pids]) -> float:
     seconds = 0.0
-    for pid in {os.getpid(), *jobs[0](), *jobs[1]()}:
+    for pid in {os.getpid(), *(pid for pids in jobs for pid in pids())}:
         with suppress(psutil.NoSuchProcess):
             times = psutil.Process(pid).cpu_times()
             seconds += times.user + times.system

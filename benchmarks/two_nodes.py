@@ -95,7 +95,7 @@ def local_nodes(count: int) -> Iterator[Nodes]:
         temp_dir = Path(folder, "ray")
         temp_dir.mkdir()
         # without a dashboard Ray claims its port all the same
-        head = {"temp_dir": str(temp_dir), "include_dashboard": False, "dashboard_port": _free_port()}
+        head = {"temp_dir": str(temp_dir), "include_dashboard": False, "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
         try:
             nodes = Nodes(cluster)
@@ -108,7 +108,8 @@ def local_nodes(count: int) -> Iterator[Nodes]:
             cluster.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -145,7 +145,9 @@ def _show(
     table = Table(box=None, pad_edge=False)
     for name in ("layout", "memory", "step", "tokens/s", "of peak", "why not"):
         table.add_column(name, justify="left" if name in ("layout", "why not") else "right")
-    for option in ranking.best_of_each_kind()[:NUM_SHOWN]:
+    advised = advise(ranking, as_written, cluster)
+    shown = {option.candidate: option for option in (*ranking.best_of_each_kind()[:NUM_SHOWN], advised)}
+    for option in sorted(shown.values(), key=lambda option: option.time.step_s):
         table.add_row(
             str(option.candidate),
             bytes_text(option.memory.device_bytes),
@@ -155,7 +157,6 @@ def _show(
             "" if option is best else why(best, option),
         )
     console.print(table)
-    advised = advise(ranking, as_written, cluster)
     error = f"{100 * TIME_ERROR:.0f} %"
     if advised is as_written:
         faster = best.time.step_s / advised.time.step_s
@@ -183,7 +184,7 @@ def _show(
     if plan:
         told = [f"{choice.layout} with {n}" for n, choice in plan.items()]
         typer.echo(f"{'runs':8} {'; '.join(told[-NUM_SHOWN:])}")
-    typer.echo(f"workers  {_sizes(sizes)}")
+    typer.echo(f"workers  {_sizes(sizes, plan)}")
 
 
 def _parts(option: Option) -> str:
@@ -194,10 +195,13 @@ def _parts(option: Option) -> str:
     return ", ".join(f"{name} {bytes_text(num_bytes)}" for name, num_bytes in parts if num_bytes)
 
 
-def _sizes(sizes: dict[int, Option | None]) -> str:
+def _sizes(sizes: dict[int, Option | None], plan: Plan) -> str:
+    """With the memory of what the run would train with, where that is known."""
     from elastictrain.tracking.wording import bytes_text
 
-    fitting = [f"{n} ({bytes_text(option.memory.device_bytes)})" for n, option in sizes.items() if option]
+    memory = {n: option.memory for n, option in sizes.items() if option}
+    memory |= {n: choice.memory for n, choice in plan.items() if n in memory and choice.memory}
+    fitting = [f"{n} ({bytes_text(needs.device_bytes)})" for n, needs in memory.items()]
     short = [str(n) for n, option in sizes.items() if option is None]
     told = f"the run can go on with {', '.join(fitting)}" if fitting else "the run can go on with no number"
     return told + (f"; too little memory with {', '.join(short)}" if short else "")

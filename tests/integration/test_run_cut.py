@@ -24,8 +24,9 @@ from product import MARK, Product, Report, assert_near, kill, marked
 
 from elastictrain.events import GenerationStarted, StepCommitted
 
-HERE, THERE = "198.18.77.1", "198.18.77.2"
-"""Of the network that is set aside for tests of devices."""
+NETWORK = f"198.18.{os.getpid() % 256}"
+"""In the one that is set aside for tests of devices; two with one address would take each other's packets."""
+HERE, THERE = f"{NETWORK}.1", f"{NETWORK}.2"
 
 
 @dataclass
@@ -79,9 +80,20 @@ def _ip(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["ip", *words], check=False, capture_output=True, text=True)
 
 
+def remove_left_over() -> None:
+    """Cables of tests that were killed."""
+    with suppress(FileNotFoundError):
+        for line in _ip("netns", "list").stdout.splitlines():
+            namespace = line.split()[0]
+            prefix, _, pid = namespace.partition("-")
+            if prefix == "et" and pid.isdigit() and not psutil.pid_exists(int(pid)):
+                Cable(namespace, f"et{pid}").remove()
+
+
 @pytest.fixture
 def cable() -> Iterator[Cable]:
     """Laid; removed afterwards."""
+    remove_left_over()
     cable = Cable(f"et-{os.getpid()}", f"et{os.getpid()}")
     try:
         cable.lay()

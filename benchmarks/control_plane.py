@@ -135,7 +135,7 @@ def measure(ranks: int) -> dict[str, Any]:
     cluster.train()
     shrunk = len(cluster.group)
     cluster.tell("a node joined", v.NodesJoined({nodes[-1]: SLOTS}))
-    for _ in range(200):  # growing must pay: the machine takes its time
+    for _ in range(1000):  # growing must pay: the machine waits until it has been calm for long enough
         if len(cluster.group) == ranks:
             break
         cluster.now += 10.0

@@ -55,8 +55,8 @@ from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_
 from elastictrain.status import Status
 from elastictrain.tracking.deliver import Deliverer, Delivery, is_delivered
 from elastictrain.tracking.html import render_html
-from elastictrain.tracking.journal import Journal, next_attempt, read_journal
-from elastictrain.tracking.ledger import goodput
+from elastictrain.tracking.journal import Journal, JournalReader, next_attempt
+from elastictrain.tracking.ledger import PRODUCTIVE
 from elastictrain.tracking.redact import redact, redact_event, secret_values
 from elastictrain.tracking.report import build_report
 from elastictrain.tracking.wording import count_text
@@ -124,11 +124,12 @@ class ElasticTrainer:
         """
         check_inputs(self.config)
         self._home = RunHome(self.config)
+        self._told = JournalReader(self._home.folder)
         with stopping() as self._stop, self._home.locked():
             return self._complete_already() or self._attempt()
 
     def _complete_already(self) -> Result | None:
-        earlier = read_journal(self._home.folder)
+        earlier = self._told.events()
         self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
         if _is_complete(earlier, self.config.train.steps):
             run_id = self._deliver_rest()
@@ -204,7 +205,7 @@ class ElasticTrainer:
             raise
         finally:
             if has_cluster or (end and end.status == "stopped"):
-                self._write_report([*read_journal(home.folder), *journal.unwritten], emit)
+                self._write_report([*self._told.events(), *journal.unwritten], emit)
                 home.mirror(journal, force=True)
                 journal.close()
             else:  # nothing has begun
@@ -212,13 +213,14 @@ class ElasticTrainer:
                 home.forget(journal.path, before)
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
-        return self._result([*read_journal(home.folder), *journal.unwritten], run_id)
+        return self._result([*self._told.events(), *journal.unwritten], run_id)
 
     def _live(self, attempt: int, begun_at: float, show: Callable[[Status], None]) -> Live:
-        earlier = read_journal(self._home.folder)
+        earlier = self._told.events()
         live = Live(self.config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
         if earlier:
-            live.resume(goodput(earlier).productive_s, build_report(earlier)["lost_steps"])
+            report = build_report(earlier)
+            live.resume(sum(report["goodput"][bucket] for bucket in PRODUCTIVE), report["lost_steps"])
         return live
 
     def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
@@ -230,10 +232,11 @@ class ElasticTrainer:
         if config.model.kind != "transformer":
             build_workload(config, vocab_size)  # what is wrong with the user's model is told before a worker starts
         live.status = "starting"
-        branch(config, store, read_journal(self._home.folder), emit)
+        branch(config, store, self._told.events(), emit)
         fleet = Fleet(config, secrets.token_bytes(32), self._allotment)
         plans = plans_of(config, fleet.figures(), vocab_size)
         start = self._start_point(fleet, store, emit, tracker)
+        self._told.forget()
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:
             fleet.close()
@@ -287,7 +290,7 @@ class ElasticTrainer:
         self, fleet: Fleet, store: CheckpointStore, emit: Callable[[Event], None], tracker: Any
     ) -> StartPoint:
         """Where to begin. What fails here leaves an earlier driver's keepers to the next attempt."""
-        earlier = read_journal(self._home.folder)  # read where it is needed: nobody holds a month's events meanwhile
+        earlier = self._told.events()
         estate = fleet.take_over(next_generation(earlier))
         start = start_point(self.config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
         if start.restore.source != "memory":

@@ -38,7 +38,7 @@ def _changes(state: State, now: float) -> bool:
 
 def _may_grow(state: State, now: float) -> bool:
     size, larger = len(state.members), state.seated or 0
-    return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now)
+    return larger > size and growth_pays(size, larger, state.pause_s, state.losses_at, now, state.since)
 
 
 def _may_spread(state: State, now: float) -> bool:
@@ -49,7 +49,7 @@ def _may_spread(state: State, now: float) -> bool:
     nodes = _nodes_of_ready(state)
     spread = assign_ranks(len(state.members), nodes, state.members, state.nodes)
     seated, more = len(state.members) - sharing, sharing - crowded([nodes[name] for name in spread], state.nodes)
-    return more > 0 and growth_pays(seated, seated + more, state.pause_s, state.losses_at, now)
+    return more > 0 and growth_pays(seated, seated + more, state.pause_s, state.losses_at, now, state.since)
 
 
 def _nodes_of_ready(state: State) -> dict[str, str]:

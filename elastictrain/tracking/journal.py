@@ -93,6 +93,25 @@ class Journal:
         os.close(self._file)
 
 
+class JournalReader:
+    """All events of a run, whoever writes them; asked again it reads only what is new."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder
+        self._events: list[Event] = []
+        self._position = Position()
+
+    def events(self) -> list[Event]:
+        """What is there now, of all attempts, in order; the list is the reader's own and grows."""
+        new, self._position = tail(self._folder, self._position)
+        self._events += new
+        return self._events
+
+    def forget(self) -> None:
+        """Hold nothing any more: a month's events take gigabytes. The next call begins anew."""
+        self._events, self._position = [], Position()
+
+
 def journal_files(run_folder: Path) -> dict[int, Path]:
     """The attempts' files by attempt, ascending; empty for a run that never began."""
     found = {}

@@ -11,23 +11,30 @@ losses = st.lists(st.floats(0, 5000), max_size=50)
 
 
 def test_a_second_is_worth_twice_the_speed_on_a_calm_cluster() -> None:
-    assert growth_pays(1, 2, 1.0, [], now=1000.0)
-    assert growth_pays(63, 64, 1.0, [], now=1000.0)
+    assert growth_pays(1, 2, 1.0, [], now=1000.0, since=1000.0)
+    assert growth_pays(63, 64, 1.0, [], now=1000.0, since=1000.0)
+
+
+def test_a_small_gain_is_worth_a_pause_after_a_long_calm() -> None:
+    hour_s = 3600.0
+    assert not growth_pays(9992, 10_000, 1.0, [0.0], now=0.5 * hour_s, since=0.0)
+    assert growth_pays(9992, 10_000, 1.0, [0.0], now=2 * hour_s, since=0.0)
+    assert not growth_pays(9992, 10_000, 1.0, [1.9 * hour_s], now=2 * hour_s, since=0.0)
 
 
 def test_a_flickering_market_is_not_worth_a_long_pause() -> None:
     flicker = [1000.0 - 5 * n for n in range(100)]
-    assert not growth_pays(7, 8, 1.0, flicker, now=1000.0)
-    assert growth_pays(7, 8, 1.0, flicker, now=1000.0 + 600)  # it has been calm since
+    assert not growth_pays(7, 8, 1.0, flicker, now=1000.0, since=0.0)
+    assert growth_pays(7, 8, 1.0, flicker, now=1000.0 + 600, since=0.0)  # it has been calm since
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.floats(0.01, 100), losses)
 def test_the_more_is_lost_the_less_it_pays(size: int, more: int, pause_s: float, lost_at: list[float]) -> None:
     now = 5000.0
-    pays = growth_pays(size, size + more, pause_s, lost_at, now)
-    assert growth_pays(size, size + more, pause_s, lost_at[1:], now) >= pays
-    assert growth_pays(size, size + more, pause_s / 2, lost_at, now) >= pays
-    assert 0 < lasting_s(lost_at, now) <= 600
+    pays = growth_pays(size, size + more, pause_s, lost_at, now, 0.0)
+    assert growth_pays(size, size + more, pause_s, lost_at[1:], now, 0.0) >= pays
+    assert growth_pays(size, size + more, pause_s / 2, lost_at, now, 0.0) >= pays
+    assert 0 < lasting_s(lost_at, now, 0.0) <= max(600, now - max(lost_at, default=0.0))
 
 
 nodes = st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(1, 4), min_size=1, max_size=6)

@@ -15,7 +15,7 @@ from example_events import Story, full_story
 
 from elastictrain.errors import DataError, InfrastructureError, RunConflictError
 from elastictrain.events import Event, StepCommitted, Warned
-from elastictrain.tracking.journal import Journal, Position, next_attempt, read_journal, tail
+from elastictrain.tracking.journal import Journal, JournalReader, Position, next_attempt, read_journal, tail
 
 
 def write(folder: Path, events: list[Event], attempt: int = 1) -> Journal:
@@ -42,6 +42,17 @@ def test_events_come_back_as_they_were(tmp_path: Path) -> None:
     write(tmp_path, events[100:], attempt=2).close()
     assert read_journal(tmp_path) == events
     assert next_attempt(tmp_path) == 3
+
+
+def test_a_reader_reads_what_is_new_and_begins_anew_when_it_has_let_go(tmp_path: Path) -> None:
+    events, reader = full_story().events, JournalReader(tmp_path)
+    assert reader.events() == []
+    write(tmp_path, events[:100], attempt=1).close()
+    assert reader.events() == events[:100]
+    write(tmp_path, events[100:], attempt=2).close()
+    for _ in range(2):
+        assert reader.events() == events
+        reader.forget()
 
 
 def test_each_line_is_there_at_once_without_closing(tmp_path: Path) -> None:

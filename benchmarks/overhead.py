@@ -147,9 +147,11 @@ def _compared(
     speeds = [[turn.steps_per_s(of_job) for turn, of_job in zip(turns, ends, strict=True)] for turns in counted]
     num_steps = [sum(turns[job].num_ended(of_job) for turns in rounds) for job, of_job in enumerate(ends)]
     of_loop = {LOOPS[loop]: steps for loop, steps in zip(loops, num_steps[1:], strict=True)}
+    beside = {loop: _beside(speeds, number) for number, loop in enumerate(loops, 1)}
     return {
         "elastictrain": {"steps_per_s": median(ours for ours, *_ in speeds)},
-        "beside": {loop: _beside(speeds, number) for number, loop in enumerate(loops, 1)},
+        "beside": beside,
+        "ratio": beside[loops[0]]["ratio"],
         "processor_s_per_step": {kind: s / of_loop.get(kind, num_steps[0]) for kind, s in spent.items()},
         "others": max(turn.others for turns in counted for turn in turns),
         "rounds": speeds,

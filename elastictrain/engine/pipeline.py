@@ -28,6 +28,7 @@ from elastictrain.engine.split import SplitEngine
 from elastictrain.engine.tied import TiedWeights
 from elastictrain.engine.zero import veto
 from elastictrain.workloads.base import Batch
+from elastictrain.workloads.seeding import seed_draws
 
 
 class PipelineEngine(SplitEngine):
@@ -125,7 +126,7 @@ class PipelineEngine(SplitEngine):
 
     def _forward(self, engine: Any, buffer_id: int) -> None:
         self._on_phase("forward")
-        torch.manual_seed(next(self._seeds))
+        seed_draws(next(self._seeds))
         engine._exec_forward_pass(buffer_id)
         if self._is_last:
             # DeepSpeed would keep the scores of two micro-batches; the backward pass begins at the loss

@@ -43,6 +43,7 @@ from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
 from elastictrain.workloads.base import Batch, Workload
+from elastictrain.workloads.seeding import seed_draws
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -149,7 +150,7 @@ class ZeroEngine:
         for position, (seed, batch) in enumerate(micro_batches, start=1):
             self._engine.set_gradient_accumulation_boundary(position == len(micro_batches))
             on_phase("forward")
-            torch.manual_seed(seed)
+            seed_draws(seed)
             loss = self._loss(self._placed(batch))
             losses.append(loss.detach().float())
             if position == len(micro_batches):

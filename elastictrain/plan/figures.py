@@ -18,7 +18,7 @@ from elastictrain.plan.cluster import Cluster, Device, Efficiency, Link
 GUESSED_ERROR = 1.0
 """`Cluster.time_error` of guessed speeds: what is to be faster must take half the time."""
 GPU_RESERVED_BYTES = 2_500_000_000
-CPU_RESERVED_BYTES = 350_000_000
+CPU_RESERVED_BYTES = 500_000_000
 ASSUMED_HOST_BYTES = 64 * 2**30
 """Of a node that does not say; only offloaded state, which the runtime does not plan, needs it."""
 

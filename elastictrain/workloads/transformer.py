@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from elastictrain.config import ModelSection
 from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
+from elastictrain.workloads.seeding import seed_draws
 from elastictrain.workloads.sharing import Peers, SequencePeers, embed, enter, leave, to_heads, to_positions
 
 INITIAL_STD = 0.02
@@ -70,7 +71,7 @@ class Transformer(nn.Module):
         told: list[Tensor] = []
         for number, block in self.blocks.items():
             if seed is not None:
-                torch.manual_seed(block_seed(seed, int(number), self.part.sp_index))
+                seed_draws(block_seed(seed, int(number), self.part.sp_index))
             if self.activation_checkpointing and self.training:
                 hidden, *routing = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:

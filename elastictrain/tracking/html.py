@@ -213,13 +213,13 @@ def _memory(report: Report) -> str:
         f'<span><i class="{line}"></i>{name}</span>' for line, name in lines
     )
     charts = _both(memory_chart(report, 1040, 260), memory_chart(report, 380, 240))
-    return _card(f"Memory of the ranks, and the plan: {_fullest(report)}", charts + _legend(legend))
+    return _card(f"Memory of the ranks: {_fullest(report)}", charts + _legend(legend))
 
 
 def _fullest(report: Report) -> str:
     most = max(max(m["bytes"]) for m in report["rank_memory"])
     planned = [chosen["memory_bytes"] for chosen in report["layouts"] if chosen["memory_bytes"] is not None]
-    return f"at most {bytes_text(most)}" + (f" of {bytes_text(max(planned))}" if planned else "")
+    return f"at most {bytes_text(most)}" + (f", planned {bytes_text(max(planned))}" if planned else "")
 
 
 def _both(wide: str, narrow: str) -> str:

@@ -166,7 +166,7 @@ def test_the_memory_of_the_ranks_lies_beside_the_plan() -> None:
     story = Story().start().generation().steps(30).measured().steps(30).measured()
     report = build_report(story.events)
     assert [m["bytes"] for m in report["rank_memory"]] == [[300_000_000, 340_000_000]] * 2
-    assert "Memory of the ranks, and the plan: at most 340.0 MB" in render_html(report)
+    assert "Memory of the ranks: at most 340.0 MB, planned 400.0 MB" in render_html(report)
     report["layouts"] = [{"at_s": 0.0, "memory_bytes": 500_000_000}]
     drawn = memory_chart(report, 1040, 260)
     assert "rank 0 300.0 MB, rank 1 340.0 MB" in drawn

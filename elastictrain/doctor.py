@@ -123,22 +123,22 @@ def disk(storage: str) -> Finding:
 
 def dashboard_port(port: int = DASHBOARD_PORT) -> Finding:
     """The Ray dashboard's port: taken where a cluster runs already."""
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            return Finding("dashboard port", "ok", f"{port} is free")
-    except OSError as error:
-        advice = "join that Ray cluster with cluster.address, or choose another cluster.dashboard_port"
-        return Finding("dashboard port", "warn", f"{port}: {error.strerror}", advice)
+    advice = "join that Ray cluster with cluster.address, or choose another cluster.dashboard_port"
+    return _port("dashboard port", port, advice)
 
 
 def agent_port(port: int = AGENT_PORT) -> Finding:
     """Where `ray start` has each node's agent listen, which starts what `ray job submit` submits."""
+    advice = "a Ray node runs here, or start one with ray start --dashboard-agent-listen-port=PORT"
+    return _port("agent port", port, advice)
+
+
+def _port(check: str, port: int, advice: str) -> Finding:
     try:
         with socket.create_server(("127.0.0.1", port)):
-            return Finding("agent port", "ok", f"{port} is free")
+            return Finding(check, "ok", f"{port} is free")
     except OSError as error:
-        advice = "a Ray node runs here, or start one with ray start --dashboard-agent-listen-port=PORT"
-        return Finding("agent port", "warn", f"{port}: {error.strerror}", advice)
+        return Finding(check, "warn", f"{port}: {error.strerror}", advice)
 
 
 def free_port() -> Finding:

@@ -29,6 +29,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
 
     Raises InfrastructureError when the cluster can't be reached or the embedded one can't start.
     """
+    check_reachable(config)
     address = _address(config)
     if address == "local":
         with _embedded(config) as inner:
@@ -72,7 +73,6 @@ def head_answers() -> bool:
 
 
 def _init(address: str) -> None:
-    _check_reachable(address)
     try:
         # A namespace of its own, which is Ray's default: other runs on the cluster may have the same name.
         ray.init(address=address, logging_level="warning", log_to_driver=True)
@@ -87,8 +87,6 @@ def _init(address: str) -> None:
 def _embedded(config: TrainConfig) -> Iterator[str]:
     """A cluster of `cluster.local_nodes` Ray nodes on this machine; it ends with this process, however that ends."""
     nodes = config.cluster.local_nodes
-    if config.cluster.dashboard:
-        _check_port(config.cluster.dashboard_port)
     workers = config.elastic.max_workers + config.elastic.standby
     options = {
         "num_nodes": nodes,

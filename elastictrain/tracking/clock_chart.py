@@ -84,9 +84,9 @@ def clock_chart(report: dict[str, Any], width: int, height: int) -> str:
     size = Strip("workers", speed.bottom + 22.0, speed.bottom + 22.0 + unit, most)
     label = f"{report['run']} over {seconds_text(report['wall_s'])}: where the time went, tokens a second, workers"
     body = [
-        *_grid(stack, axis, [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")]),
-        *_grid(speed, axis, [(v, f"{v:,.0f}") for v in ticks(0.0, speed.high, 3)]),
-        *_grid(size, axis, [(0.0, "0"), (float(most), str(most))]),
+        *grid(stack, axis, [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")]),
+        *grid(speed, axis, [(v, f"{v:,.0f}") for v in ticks(0.0, speed.high, 3)]),
+        *grid(size, axis, [(0.0, "0"), (float(most), str(most))]),
         *_stack(report, stack, axis),
         _speed(rates, speed, axis),
         *_sizes(report, size, axis),
@@ -99,7 +99,8 @@ def clock_chart(report: dict[str, Any], width: int, height: int) -> str:
     )
 
 
-def _grid(strip: Strip, axis: TimeAxis, marks: list[tuple[float, str]]) -> Iterator[str]:
+def grid(strip: Strip, axis: TimeAxis, marks: list[tuple[float, str]]) -> Iterator[str]:
+    """The strip's name, and a line at each value with its text."""
     yield f'<text class="axis" x="{axis.left:.1f}" y="{strip.top - 5:.1f}">{strip.name}</text>'
     for value, text in marks:
         y = strip.y(value)

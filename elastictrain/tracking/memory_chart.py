@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
-from elastictrain.tracking.clock_chart import Strip, TimeAxis
+from elastictrain.tracking.clock_chart import Strip, TimeAxis, grid
 from elastictrain.tracking.scale import downsample, ticks
 from elastictrain.tracking.wording import bytes_text
 
@@ -29,7 +29,7 @@ def memory_chart(report: dict[str, Any], width: int, height: int) -> str:
     strip = Strip("memory of a rank", 18.0, height - 30.0, most * 1.08)
     label = f"Memory of a rank, at most {bytes_text(max(max(m['bytes']) for m in measured))}"
     body = [
-        *_grid(strip, axis),
+        *grid(strip, axis, [(v, bytes_text(v) if v else "0") for v in ticks(0.0, strip.high, 4)]),
         *_used(measured, strip, axis),
         *_plan(planned, strip, axis),
         axis.draw(strip.bottom + 18.0, 4 if width < 600 else 8),
@@ -47,14 +47,6 @@ def _planned(report: dict[str, Any]) -> Iterator[tuple[float, float, int]]:
     for chosen, end_s in zip(layouts, ends, strict=True):
         if chosen["memory_bytes"] is not None:
             yield chosen["at_s"], end_s, chosen["memory_bytes"]
-
-
-def _grid(strip: Strip, axis: TimeAxis) -> Iterator[str]:
-    for value in ticks(0.0, strip.high, 4):
-        y = strip.y(value)
-        yield f'<line class="grid" x1="{axis.left}" x2="{axis.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        text = bytes_text(value) if value else "0"
-        yield f'<text class="axis" x="{axis.left - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
 
 
 def _used(measured: list[dict[str, Any]], strip: Strip, axis: TimeAxis) -> Iterator[str]:

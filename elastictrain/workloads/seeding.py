@@ -12,5 +12,5 @@ import torch
 def seed_draws(seed: int) -> None:
     """Of the host, and of the GPU that this process computes on, if it does; the draws are torch.manual_seed's."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.cuda.manual_seed(seed)

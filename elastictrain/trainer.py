@@ -6,18 +6,18 @@ storage, lock, config of the run -> corpus -> cluster -> token shards -> supervi
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
 
+from elastictrain.attempt import FLUSH_TIMEOUT_S, REPORT, Attempt, steps_done, write_report
 from elastictrain.checkpoint.of_run import checkpoints_of, signer_of
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
@@ -34,40 +34,27 @@ from elastictrain.events import (
     Event,
     GenerationStarted,
     RunEnded,
-    RunStarted,
-    StepCommitted,
     Warned,
 )
 from elastictrain.plan.auto import rung_of
 from elastictrain.planning import plans_of
 from elastictrain.progress import PlainLines, ProgressListener
 from elastictrain.runtime.branch import branch, check_branch
-from elastictrain.runtime.cluster import check_reachable, connected, head_answers
-from elastictrain.runtime.environment import environment
+from elastictrain.runtime.cluster import check_reachable, connected
 from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Allotment, Fleet
 from elastictrain.runtime.home import RunHome, settled
-from elastictrain.runtime.live import Live
 from elastictrain.runtime.resume import StartPoint, next_generation, start_point
 from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
 from elastictrain.runtime.tracker import TrackingWatch, start_tracker, tracking_uri
-from elastictrain.status import Status
-from elastictrain.tracking.deliver import Deliverer, Delivery, is_delivered
-from elastictrain.tracking.html import render_html
-from elastictrain.tracking.journal import Journal, JournalReader, next_attempt
-from elastictrain.tracking.ledger import PRODUCTIVE
-from elastictrain.tracking.redact import redact, redact_event, secret_values
+from elastictrain.tracking.deliver import Deliverer, is_delivered
+from elastictrain.tracking.journal import JournalReader
 from elastictrain.tracking.report import build_report
 from elastictrain.tracking.wording import count_text
 from elastictrain.workloads import build_workload, check_model_folder
 
-REPORT = "report.html"
-"""In the run's folder."""
 SAVE_TIMEOUT_S = 600.0
-FLUSH_TIMEOUT_S = 20.0
-HEADLESS_FLUSH_S = 3.0
-_TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
 _AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
 _STILL_LEANER = (
     "the run goes on with {}, to which it has come for lack of memory. Another train.micro_batch, "
@@ -134,97 +121,44 @@ class ElasticTrainer:
         if _is_complete(earlier, self.config.train.steps):
             run_id = self._deliver_rest()
             if not (self._home.folder / REPORT).exists():  # its driver died after the last step
-                self._write_report(earlier, self._progress.on_event if self._progress else lambda event: None)
+                write_report(self._home, earlier, self._progress.on_event if self._progress else lambda event: None)
             return self._result(earlier, run_id)
         _refuse_fewer_steps(earlier, self.config.train.steps)
         refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
         return None
 
     def _attempt(self) -> Result:
-        config, home = self.config, self._home
-        attempt = next_attempt(home.folder)
-        journal = Journal(home.folder, attempt)
-        secret = secret_values(os.environ, config.run.storage, config.tracking.uri)
-        before, has_cluster = home.status(), False
-        end: End | None = None
+        config, run_id = self.config, None
+        attempt = Attempt(config, self._home, self._told, self._progress, self._stop)
         try:
             check_reachable(config)
-        except InfrastructureError:  # nothing has begun
-            journal.close()
-            home.forget(journal.path, before)
-            raise
-
-        def emit(event: Event) -> None:
-            event = redact_event(event, secret)
-            journal.append(event)
-            if has_cluster:
-                home.mirror(journal)
-            if self._progress is not None:
-                self._progress.on_event(event)
-
-        watch = TrackingWatch(emit)
-
-        def show(status: Status) -> None:
-            status = replace(status, message=redact(status.message, secret))
-            home.write_status(status)
-            watch.look()
-            if self._progress is not None:
-                self._progress.on_status(status)
-
-        begun_at = time.time()
-        live = self._live(attempt, begun_at, show)
-        emit(RunStarted(begun_at, config.run.name, attempt, config.to_dict(), environment()))
-        live.publish(None, None, {}, force=True)
-        for number, fault in config.late_faults():
-            emit(Warned(time.time(), "faults", _TOO_LATE.format(number, fault.kind, fault.at, config.train.steps)))
-        run_id = None
-        try:
+            attempt.begin()
             with connected(config) as cluster:
-                has_cluster = True
+                attempt.joined(cluster)
                 self._stop.install()
-                live.message = f"cluster {cluster}"
-                live.publish(None, None, {}, force=True)
-                tracker = watch.tracker = start_tracker(config, home, attempt)
+                tracker = attempt.watch.tracker = start_tracker(config, self._home, attempt.number)
                 try:
-                    end = self._train(emit, live, tracker)
+                    end = self._train(attempt, tracker)
+                    attempt.end(end)
                 except BaseException as error:
                     end = _end_of(error)
                     if end.status == "stopped":
                         end_orphans(config)  # there are some where nobody had taken them over yet
-                    self._end(end, live, emit)
+                    attempt.end(end)
                     raise
-                else:
-                    self._end(end, live, emit)
                 finally:
-                    watch.tracker = None
-                    run_id = self._flush(tracker, watch)
+                    run_id = attempt.flush(tracker)
         except BaseException as error:
-            if end is None:
-                end = _end_of(error)
-                self._end(end, live, emit)
+            attempt.end(_end_of(error))
             raise
         finally:
-            if has_cluster or (end and end.status == "stopped"):
-                self._write_report([*self._told.events(), *journal.unwritten], emit)
-                home.mirror(journal, force=True)
-                journal.close()
-            else:  # nothing has begun
-                journal.close()
-                home.forget(journal.path, before)
+            attempt.close()
         if end.status == "failed":
             raise _error(end.cause or Cause("unknown", "the run failed"))
-        return self._result([*self._told.events(), *journal.unwritten], run_id)
+        return self._result(attempt.events(), run_id)
 
-    def _live(self, attempt: int, begun_at: float, show: Callable[[Status], None]) -> Live:
-        earlier = self._told.events()
-        live = Live(self.config, attempt, _steps_done(earlier), _run_began(earlier) or begun_at, show)
-        if earlier:
-            report = build_report(earlier)
-            live.resume(sum(report["goodput"][bucket] for bucket in PRODUCTIVE), report["lost_steps"])
-        return live
-
-    def _train(self, emit: Callable[[Event], None], live: Live, tracker: Any) -> End:
-        config = self.config
+    def _train(self, attempt: Attempt, tracker: Any) -> End:
+        config, live, emit = self.config, attempt.live, attempt.emit
         store = checkpoints_of(config)
         live.status = "preparing"
         live.publish(None, None, {}, force=True)
@@ -295,7 +229,7 @@ class ElasticTrainer:
         start = start_point(self.config, earlier, estate, lambda: ray.get(tracker.recorded.remote()), store, emit)
         if start.restore.source != "memory":
             fleet.disown()
-        done, restored = _steps_done(earlier), start.restore
+        done, restored = steps_done(earlier), start.restore
         if done > restored.step:
             place, again = _PLACES[restored.source].format(restored.step), count_text(done - restored.step, "step")
             emit(Warned(time.time(), "resume", _AGAIN.format(place, again, done)))
@@ -320,24 +254,6 @@ class ElasticTrainer:
             )
         )
 
-    def _end(self, end: End, live: Live, emit: Callable[[Event], None]) -> None:
-        cause = None if end.status == "complete" else end.cause
-        ended = RunEnded(time.time(), end.status, live.step, cause)
-        live.fold(ended)
-        emit(ended)
-        live.publish(None, None, {}, force=True)
-
-    def _flush(self, tracker: Any, watch: TrackingWatch) -> str | None:
-        """Deliver what is left to MLflow; what can't be is delivered when the run is next submitted."""
-        timeout_s = FLUSH_TIMEOUT_S if head_answers() else HEADLESS_FLUSH_S
-        while True:
-            try:
-                delivery, run_id = ray.get(tracker.flush.remote(timeout_s), timeout=2 * timeout_s)
-            except RayError as error:
-                delivery, run_id = Delivery(done=False, problem=str(error).splitlines()[0]), ""
-            if not (watch.hear(delivery, over=True) and delivery.done):  # the news of it is delivered too
-                return run_id or None
-
     def _deliver_rest(self) -> str | None:
         """Deliver what MLflow could not take while the run was trained; its run id."""
         config = self.config
@@ -349,19 +265,8 @@ class ElasticTrainer:
                 TrackingWatch(self._progress.on_event).hear(delivery, over=True)
         return deliverer.run_id or None
 
-    def _write_report(self, events: list[Event], emit: Callable[[Event], None]) -> None:
-        path = self._home.folder / REPORT
-        try:
-            path.write_text(render_html(self._report(events)), encoding="utf-8")
-        except OSError as error:
-            message = f"can't write {path}: {error.strerror}. `elastictrain report --html` writes it elsewhere."
-            emit(Warned(time.time(), "report", message))
-
-    def _report(self, events: list[Event]) -> dict[str, Any]:
-        return build_report(events, delivered=is_delivered(self._home.folder))
-
     def _result(self, events: list[Event], run_id: str | None) -> Result:
-        report = self._report(events)
+        report = build_report(events, delivered=is_delivered(self._home.folder))
         kept = [c for c in report["checkpoints"] if not c["removed"]]
         metrics = {f"perf/{key}": value for key, value in report["throughput"].items()}
         metrics["goodput/ratio"] = report["goodput"]["ratio"]
@@ -402,21 +307,13 @@ def _is_complete(events: list[Event], steps: int) -> bool:
     return last is not None and last.status == "complete" and last.step >= steps
 
 
-def _steps_done(events: list[Event]) -> int:
-    return max((e.step for e in events if isinstance(e, StepCommitted)), default=0)
-
-
 def _refuse_fewer_steps(events: list[Event], steps: int) -> None:
-    done = _steps_done(events)
+    done = steps_done(events)
     if done > steps:
         raise RunConflictError(
             f"train.steps {steps} is less than the {done} steps that the run has done. Set train.steps to {done} or "
             f"more, or choose another run.name."
         )
-
-
-def _run_began(events: list[Event]) -> float | None:
-    return next((e.at for e in events if isinstance(e, RunStarted)), None)
 
 
 def _end_of(error: BaseException) -> End:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import signal
 import socket
 import subprocess
 import sys
@@ -14,8 +16,10 @@ import pytest
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError, RunConflictError
+from elastictrain.events import Cause, Event, RunEnded, RunStarted
 from elastictrain.runtime.home import RunHome
-from elastictrain.tracking.journal import Journal
+from elastictrain.status import Status
+from elastictrain.tracking.journal import Journal, read_journal
 from elastictrain.trainer import ElasticTrainer
 
 
@@ -60,6 +64,46 @@ def test_an_older_run_stays_what_it_was(tmp_path: Path, taken_port: int) -> None
     with pytest.raises(InfrastructureError, match="is in use"):
         ElasticTrainer(config, progress=None).fit()
     assert {**everything(tmp_path), "runs/demo/lock": b"1 on here"} == before
+
+
+class StopsAt:
+    """Somebody who ends the run as soon as this is told."""
+
+    def __init__(self, told: type[Event]) -> None:
+        self._told = told
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, self._told):
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_status(self, status: Status) -> None:
+        pass
+
+
+def test_a_stop_at_the_first_word_is_told_as_a_stop(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        ElasticTrainer(config, progress=StopsAt(RunStarted)).fit()
+    folder = tmp_path / "runs" / "demo"
+    begun, *_, ended = read_journal(folder)
+    assert isinstance(begun, RunStarted)
+    assert isinstance(ended, RunEnded)
+    assert (ended.status, ended.cause) == ("stopped", Cause("stop", "SIGTERM received"))
+    assert json.loads((folder / "status.json").read_bytes())["status"] == "stopped"
+    assert (folder / "report.html").exists()
+
+
+def test_a_stop_while_the_end_is_told_does_not_break_it_off(tmp_path: Path) -> None:
+    class Impatient(StopsAt):
+        def on_event(self, event: Event) -> None:
+            if isinstance(event, RunStarted | RunEnded):
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        ElasticTrainer(config_in(tmp_path), progress=Impatient(RunEnded)).fit()
+    folder = tmp_path / "runs" / "demo"
+    assert [type(e) for e in read_journal(folder)] == [RunStarted, RunEnded]
+    assert json.loads((folder / "status.json").read_bytes())["status"] == "stopped"
 
 
 def test_what_a_user_put_into_the_folder_stays(tmp_path: Path) -> None:

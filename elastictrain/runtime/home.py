@@ -134,12 +134,13 @@ class RunHome:
         path = self.folder / _STATUS
         return path.read_bytes() if path.exists() else None
 
-    def forget(self, journal: Path, status: bytes | None) -> None:
+    def forget(self, journal: Path | None, status: bytes | None) -> None:
         """Undo an attempt that never had a cluster. Of a new run nothing is left; `status` is what an older one said.
 
-        Only under the lock, and with nothing mirrored yet.
+        Only under the lock, and with nothing mirrored yet. `journal` is None for an attempt that told nothing.
         """
-        journal.unlink()
+        if journal is not None:
+            journal.unlink()
         if journal_files(self.folder):
             if status is not None:
                 (self.folder / _STATUS).write_bytes(status)
@@ -147,7 +148,8 @@ class RunHome:
         for name in (_STATUS, _CONFIG, "lock"):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # what else is there is not ours
-            journal.parent.rmdir()
+            (self.folder / "journal").rmdir()
+        with suppress(OSError):
             self.folder.rmdir()
 
     def mirror(self, journal: Any, force: bool = False) -> str:

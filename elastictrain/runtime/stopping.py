@@ -15,6 +15,8 @@ class Stop:
     def __init__(self) -> None:
         self.told: Callable[[str], None] | None = None
         """Takes the reason of a stop; None while nothing is trained yet: then a stop just ends the attempt."""
+        self._holds = 0
+        self._held_back = ""
 
     def install(self) -> None:
         """Take the signals, again whenever others may have taken them, as Ray does when it starts."""
@@ -22,12 +24,27 @@ class Stop:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the block be done whole: a stop that would break it off comes after it. For short work only."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            if self._held_back and not self._holds:
+                reason, self._held_back = self._held_back, ""
+                raise KeyboardInterrupt(reason)
+
     def _handle(self, number: int, _: Any) -> None:
         reason = f"{signal.Signals(number).name} received"
-        if self.told is None:
+        if self.told is not None:
+            self.told(reason)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        elif self._holds:
+            self._held_back = reason
+        else:
             raise KeyboardInterrupt(reason)
-        self.told(reason)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND
 from elastictrain.plan.space import Candidate
 
+STREAMED = ("fp32", "bf16")
+"""Values of train.dtype with which this project's transformer streams its loss."""
 LLAMA_LIKE = ("llama", "mistral")
 """Model types of `transformers` that are built as this project's transformer is: what the planner can count."""
 
@@ -103,6 +105,7 @@ def _shape_of_transformer(config: TrainConfig) -> ModelShape:
         num_experts=model.num_experts or 1,
         experts_per_token=model.experts_per_token if model.num_experts else 1,
         capacity_factor=model.capacity_factor,
+        streams_loss=config.train.dtype in STREAMED,
     )
 
 

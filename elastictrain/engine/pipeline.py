@@ -39,6 +39,7 @@ class PipelineEngine(SplitEngine):
     def _placed_on_grid(self, module: nn.Module, group: RankGroup) -> nn.Module:
         from deepspeed.runtime.pipe.module import PipelineModule
 
+        self._stage = module
         # DeepSpeed deals layers to stages one by one: each stage is one layer, and those of others are never called.
         layers = [module if number == self._place.pp else _elsewhere for number in range(self._layout.pp)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its plans
@@ -115,7 +116,7 @@ class PipelineEngine(SplitEngine):
         return torch.stack(losses).float() if losses else torch.empty(0, device=self._device.torch_device)
 
     def _output_loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return self._workload.output_loss(output, batch, self._part, self._peers)
+        return self._workload.output_loss(self._stage, output, batch, self._part, self._peers)
 
     def _load(self, engine: Any, buffer_id: int) -> None:
         batch = next(self._batches)

@@ -77,7 +77,7 @@ class SplitEngine(ZeroEngine):
 
     def _loss(self, batch: Batch) -> Tensor:
         output = self._engine(self._workload.part_input(batch))
-        return self._workload.output_loss(output, batch, self._part, self._peers)
+        return self._workload.output_loss(self._engine.module, output, batch, self._part, self._peers)
 
     def _gathered(self, losses: Tensor) -> Tensor:
         gathered = losses.new_empty(self._layout.dp * len(losses))

@@ -18,11 +18,14 @@ heads (tested against autograd):
                       4 n             n probabilities; in bf16 also 4 h, their fp32 input
 
 With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
-vocabulary in fp32, is the peak of most small models: log-probabilities, their gradient and that of the logits at once.
+vocabulary in fp32, is the peak of most models: log-probabilities, their gradient and that of the logits at once. A loss
+that is streamed (`workloads.head_loss`) holds as many rows of scores as are as large as the vectors, and the gradients
+of the vectors and of the head's weight instead.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from elastictrain.plan.model_shape import ModelShape
@@ -59,16 +62,28 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
     return int(tokens * (norms + (heads + mlp) / tp + routed + dropout))
 
 
+def scored_at_once(tokens: int, hidden_size: int, vocab_size: int) -> int:
+    """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`."""
+    return min(tokens, math.ceil(tokens * hidden_size / vocab_size))
+
+
 def micro_batch_bytes(
-    shape: ModelShape, dtype: str, tokens: int, *, num_layers: int, recompute: bool, tp: int = 1
+    shape: ModelShape, dtype: str, tokens: int, *, num_layers: int, recompute: bool, tp: int = 1, streamed: bool = False
 ) -> Activations:
-    """Of one micro-batch of `tokens` tokens a rank, through `num_layers` layers."""
+    """Of one micro-batch of `tokens` tokens a rank, through `num_layers` layers; `streamed` is how its loss is made."""
     e, h = BYTES[dtype], shape.hidden_size
     whole = layer_bytes(shape, dtype, tokens, tp)
     kept = tokens * e * h if recompute else whole
     mlp_gradients = 3 * e * shape.intermediate_size * shape.expert_room / tp
     working = int(tokens * (2 * e * h + mlp_gradients)) + (whole if recompute else 0)
     final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
+    if streamed:
+        rows = scored_at_once(tokens, h, shape.vocab_size) * shape.vocab_size
+        weight = h * shape.vocab_size
+        rounded = (e < FP32) * max(2 * e * rows, e * weight)
+        return Activations(
+            num_layers * kept, working, final_norm + tokens * e * h + FP32 * weight, FP32 * rows + rounded
+        )
     scores = tokens * shape.vocab_size // tp * FP32
     copies = 2 if tp == 1 else 3  # the loss of shared scores is put together from its parts
     return Activations(num_layers * kept, working, final_norm + scores, copies * scores)

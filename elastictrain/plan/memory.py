@@ -2,7 +2,8 @@
 
 A step has four moments that can be the worst; the estimate is that of the largest:
 
-    loss       all activations, and three copies of the scores; gradients of earlier micro-batches
+    loss       all activations, and three copies of the scores, or what a streamed loss has; gradients of earlier
+               micro-batches
     backward   all layers' activations, the last one's backward pass at work; the bucket of gradients exists by now
     reduction  all gradients, and the copies that the collective needs; activations are gone
     update     gradients of this rank's share, flat and clipped; bf16's weights are gathered anew
@@ -82,6 +83,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     of_one = micro_batch_bytes(
         shape, dtype, tokens, num_layers=stage.num_layers,
         recompute=candidate.activation_checkpointing, tp=candidate.tp,
+        streamed=shape.streams_loss and candidate.tp == 1,
     )  # fmt: skip
     in_flight = min(candidate.pp - stage.index, candidate.accumulation)
     kept = of_one.layers * in_flight

@@ -40,6 +40,8 @@ class ModelShape:
     """Attention computes only the scores that the causal mask leaves, as fused kernels do."""
     biases: bool = False
     """Linear layers and norms have biases, as in GPT-2 and 3."""
+    streams_loss: bool = False
+    """The loss never holds the scores of all tokens, where one rank has the whole head."""
 
     @property
     def query_size(self) -> int:

@@ -24,9 +24,9 @@ class SpoiledWorkload:
         loss = self._workload.loss(module, batch)
         return loss * math.nan if self._due() else loss
 
-    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
         """See `workloads.base.SplitWorkload.output_loss`."""
-        loss = cast(SplitWorkload, self._workload).output_loss(output, batch, part, peers)
+        loss = cast(SplitWorkload, self._workload).output_loss(module, output, batch, part, peers)
         return loss * math.nan if self._due() else loss
 
     def __getattr__(self, name: str) -> Any:

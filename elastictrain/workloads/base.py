@@ -98,6 +98,6 @@ class SplitWorkload(Workload, Protocol):
         """What the first part takes; the others take the output of the one before."""
         ...
 
-    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
-        """Mean loss over the micro-batch's predictions, from what the last part gives."""
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
+        """Mean loss over the micro-batch's predictions, from what `module`, the last part, gave."""
         ...

@@ -4,7 +4,8 @@ A model only has to say how it is built and how tokens become logits. All sums o
 `evaluate` and `generate` run the module in evaluation mode and put its mode back. Under ZeRO-3 a forward pass is a
 collective, so there all ranks call them together, with equal shapes.
 
-Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary. Sampling keeps no key-value
+Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary (`head_loss` shows a way
+without). Sampling keeps no key-value
 cache: one forward pass over the last `data.seq_len` tokens per new token.
 """
 
@@ -21,7 +22,6 @@ from torch.nn import functional as F
 from elastictrain.config import TrainConfig
 from elastictrain.plan.part import Part
 from elastictrain.workloads.base import Batch
-from elastictrain.workloads.sharing import Peers, cross_entropy
 
 TEMPERATURE = 0.8
 """Divides the logits before sampling: below one, likely tokens gain."""
@@ -58,13 +58,6 @@ class CausalLanguageModel(ABC):
         """Every token but the last, which predicts nothing."""
         return batch["tokens"][:, :-1]
 
-    def output_loss(self, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
-        """Mean cross-entropy of these logits, or of this rank's part of them, in nats."""
-        if peers is None:
-            return next_token_loss(output, batch)
-        targets = batch["tokens"][:, 1:].flatten()
-        return cross_entropy(output.float().flatten(0, 1), targets, part.share(self.vocab_size), peers)
-
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices, embeddings included, decay; norms and biases, which are vectors, don't."""
         return parameter.ndim >= 2
@@ -80,7 +73,7 @@ class CausalLanguageModel(ABC):
 
     def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
         """Summed negative log-likelihood in nats, and the number of predictions."""
-        with _evaluating(module):
+        with evaluating(module):
             logits = self.logits(module, self.part_input(batch))
             return next_token_loss(logits, batch, "sum").item(), self.num_tokens(batch)
 
@@ -89,7 +82,7 @@ class CausalLanguageModel(ABC):
         generator = torch.Generator().manual_seed(seed)
         device = next(module.parameters()).device
         tokens = list(prompt)
-        with _evaluating(module):
+        with evaluating(module):
             for _ in range(num_tokens):
                 context = torch.tensor([tokens[-self.config.data.seq_len :]], device=device)
                 # a larger model may score ids that the tokenizer does not have
@@ -106,7 +99,8 @@ def next_token_loss(logits: Tensor, batch: Batch, reduction: str = "mean") -> Te
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have the module in evaluation mode, without gradients, until the block ends."""
     was_training = module.training
     module.eval()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
-from elastictrain.planning import job_of
+from elastictrain.planning import STREAMED, job_of
 from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
-from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
+from elastictrain.workloads.causal import CausalLanguageModel, evaluating, next_token_loss
 from elastictrain.workloads.experts import Exchange, is_expert
-from elastictrain.workloads.sharing import Peers, SequencePeers
+from elastictrain.workloads.sharing import Peers, SequencePeers, cross_entropy
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
@@ -48,16 +49,40 @@ class LanguageModel(CausalLanguageModel):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats; with experts its gradient is that of the balance loss too."""
-        if self.config.model.num_experts is None:
-            return super().loss(module, batch)
-        logits, told = module(self.part_input(batch))
+        loss, told = self._scored(module, batch)
+        if told is None:
+            return loss
         self._gauged, self._num_gauged = (
             self._gauged.to(told.device) + told[:, 1:].mean(0).detach(),
             self._num_gauged + 1,
         )
         balance = self.config.model.load_balance * told[:, 0].sum()
-        loss: Tensor = next_token_loss(logits, batch) + (balance - balance.detach())
-        return loss
+        return loss + (balance - balance.detach())
+
+    def _scored(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The mean cross-entropy, and what routers tell if there are any."""
+        if self.config.train.dtype in STREAMED:
+            found = module(self.part_input(batch), batch["tokens"][:, 1:])
+            return found if isinstance(found, tuple) else (found, None)
+        found = module(self.part_input(batch))
+        logits, told = found if isinstance(found, tuple) else (found, None)
+        return next_token_loss(logits, batch), told
+
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
+        """See `base.SplitWorkload.output_loss`."""
+        targets = batch["tokens"][:, 1:]
+        streams = peers is None and self.config.train.dtype in STREAMED
+        if not part.first:
+            output = cast(Transformer, module).score(output, targets if streams else None)
+        if peers is not None:
+            return cross_entropy(output.float().flatten(0, 1), targets.flatten(), part.share(self.vocab_size), peers)
+        return output if not output.ndim else next_token_loss(output, batch)
+
+    def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
+        """See `base.Workload.evaluate`."""
+        count = self.num_tokens(batch)
+        with evaluating(module):
+            return self._scored(module, batch)[0].item() * count, count
 
     def take_gauges(self) -> Mapping[str, float]:
         """How even the experts were, as means over blocks and micro-batches: see `experts.Routing.told`."""

@@ -1,7 +1,8 @@
 """A decoder-only transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU, residual dropout.
 
-Token ids [batch, seq] go in, logits [batch, seq, vocab] come out; with experts in place of the MLPs (`experts`) also
-what their routers tell, [blocks, 3]. Nothing here knows of devices, precision or ranks.
+Token ids [batch, seq] go in, logits [batch, seq, vocab] come out, or the mean loss where the next tokens are given too;
+with experts in place of the MLPs (`experts`) also what their routers tell, [blocks, 3].
+Nothing here knows of devices, precision or ranks.
 Weights and activations may be bf16: norms and rotations are computed in fp32 all the same. Every weight is drawn from
 its own generator, seeded by (seed, name), and the dropout of a block from one seeded by (torch's seed, block), so the
 bits depend on neither the order nor the layout. A part of the model has its weights under the names of the whole's;
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from elastictrain.config import ModelSection
 from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
+from elastictrain.workloads.head_loss import streamed_cross_entropy
 from elastictrain.workloads.seeding import seed_draws
 from elastictrain.workloads.sharing import Peers, SequencePeers, embed, enter, leave, to_heads, to_positions
 
@@ -60,10 +62,13 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
-        self.head = nn.Linear(model.hidden_size, len(rows), bias=False) if own_head else None
+        self.head = Head(model.hidden_size, len(rows)) if own_head else None
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Tokens, or the vectors of the part before; gives scores, or vectors for the part after."""
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens, or the vectors of the part before; gives scores, or vectors for the part after or for `score`.
+
+        With `targets` [batch, seq], the next tokens, it gives their mean loss: where it has the whole of the head.
+        """
         hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
         first = x.shape[1] * self.part.sp_index
         rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device, first)
@@ -80,10 +85,17 @@ class Transformer(nn.Module):
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden)
-        scores = self.embedding if self.head is None else self.head
-        assert scores is not None, "the last part has a head, or the embedding in its place"
-        logits: Tensor = scores(enter(hidden, self.peers))
-        return (logits, torch.stack(told)) if told else logits
+        if not self.part.first:
+            return hidden
+        found = self.score(hidden, targets)
+        return (found, torch.stack(told)) if told else found
+
+    def score(self, vectors: Tensor, targets: Tensor | None = None) -> Tensor:
+        """What the last part of several makes of its own vectors: scores, or the loss."""
+        head = self.embedding if self.head is None else self.head
+        assert head is not None, "the last part has a head, or the embedding in its place"
+        found: Tensor = head(enter(vectors, self.peers), targets)
+        return found
 
 
 class Block(nn.Module):
@@ -182,8 +194,18 @@ class RMSNorm(nn.Module):
         return normed.to(hidden.dtype)
 
 
+class Head(nn.Linear):
+    """Vectors to logits, or to the mean loss."""
+
+    def __init__(self, hidden_size: int, num_rows: int) -> None:
+        super().__init__(hidden_size, num_rows, bias=False)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        return scored(x, self.weight, targets)
+
+
 class Embedding(nn.Module):
-    """Ids to vectors; and vectors to logits, when it is the output head too.
+    """Ids to vectors; and vectors to logits or the mean loss, when it is the output head too.
 
     Both uses go through this module's own forward: ZeRO-3 gathers a module's weights around that and nowhere else.
     Split over ranks by ids: logits are those of `rows` alone.
@@ -194,8 +216,15 @@ class Embedding(nn.Module):
         self.rows, self.peers = rows, peers
         self.weight = nn.Parameter(torch.empty(len(rows), hidden_size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) if x.is_floating_point() else embed(x, self.weight, self.rows, self.peers)
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if x.is_floating_point():
+            return scored(x, self.weight, targets)
+        return embed(x, self.weight, self.rows, self.peers)
+
+
+def scored(vectors: Tensor, weight: Tensor, targets: Tensor | None) -> Tensor:
+    """The scores of the next tokens, or the mean loss of these."""
+    return F.linear(vectors, weight) if targets is None else streamed_cross_entropy(vectors, weight, targets)
 
 
 def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device, first: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ from elastictrain.config.whole import TrainConfig
 
 FREE_TO_CHANGE = frozenset(
     {"run.storage", "train.steps", "train.micro_batch", "train.activation_checkpointing"}
+    | {"train.compile"}
     | {"train.sample_tokens", "train.sample_prompt", "data.validation_samples", "faults"}
     | {"train.on_bad_loss", "train.on_spike", "train.spike_threshold", "train.max_bad_steps"}
     | {f"{s}.*" for s in ("parallel", "elastic", "cluster", "snapshot", "checkpoint", "tracking")}

@@ -51,6 +51,11 @@ class TrainConfig(Section):
                 f"data.samples {self.data.samples} needs model.kind own, not {model.kind}, which learns text: leave "
                 "data.samples out, or set model.kind and model.workload"
             )
+        if self.train.compile and model.kind != "transformer":
+            raise ValueError(
+                f"train.compile true is for model.kind transformer, not {model.kind}: leave it out; a model of your "
+                "own can call torch.compile where it is made"
+            )
         problem = refusal(
             self.train.dtype,
             zero_stage=self._zero_stage,
@@ -115,6 +120,10 @@ class TrainConfig(Section):
         """The same run as this layout has it: with its activation checkpointing."""
         train = self.train.model_copy(update={"activation_checkpointing": layout.recompute})
         return self.model_copy(update={"train": train})
+
+    def compiling(self, compiles: bool) -> TrainConfig:
+        """The same run with `train.compile` decided."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"compile": compiles})})
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -8,6 +8,7 @@ or a fresh worker takes a rank in well under a second. Cost: 4 to 10 s, once.
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 
 import torch
 
@@ -19,24 +20,25 @@ from elastictrain.workloads.base import Batch, Workload
 
 
 def warm(workload: Workload, config: TrainConfig, zero_stage: int, micro_batch: Batch) -> None:
-    """Build, step and tear down an engine of this kind in a world of one; leaves nothing but a warm process."""
+    """Build, step and tear down an engine of this kind in a world of one; leaves nothing but a warm process.
+
+    What the model's code raises, and torch.compile where `config.train.compile` is true, is passed on.
+    """
     # Two micro-batches: accumulating takes paths of its own.
     samples = len(next(iter(micro_batch.values())))
     layout = Layout(1, zero_stage, samples, 2)
     rendezvous = Rendezvous.serve("127.0.0.1")
     group = RankGroup(rendezvous.address, 0, 0, 1)
     group.form()
-    engine = build_engine(workload, config, layout, group)
-    for seed in (0, 1):
-        engine.train_step(
-            [(seed, micro_batch)] * layout.accumulation,
-            learning_rate=0.0,
-            before_update=lambda: None,
-            on_phase=lambda phase: None,
-        )
-    engine.export_into(torch.empty(engine.shard_index().numel, dtype=torch.float32))
-    engine.close()
-    group.close()
+    with closing(group), closing(build_engine(workload, config, layout, group)) as engine:
+        for seed in (0, 1):
+            engine.train_step(
+                [(seed, micro_batch)] * layout.accumulation,
+                learning_rate=0.0,
+                before_update=lambda: None,
+                on_phase=lambda phase: None,
+            )
+        engine.export_into(torch.empty(engine.shard_index().numel, dtype=torch.float32))
     # What is imported by now stays: later collections need not walk it, which takes them from 0.4 s to a few ms.
     gc.collect()
     gc.freeze()

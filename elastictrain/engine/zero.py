@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase, StepResult
+from elastictrain.engine.compiled import compile_blocks, is_compiled
 from elastictrain.engine.device import Device
 from elastictrain.engine.drive import move_to_drive
 from elastictrain.engine.failures import peer_loss_named
@@ -42,7 +43,7 @@ from elastictrain.engine.zero_state import Piece, find_pieces, share, start_mome
 from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
-from elastictrain.workloads.base import Batch, Workload
+from elastictrain.workloads.base import Batch, SplitWorkload, Workload
 from elastictrain.workloads.seeding import seed_draws
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,7 +99,10 @@ class ZeroEngine:
 
     def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
         """What DeepSpeed is given to train."""
-        return self._workload.build(config.train.seed)
+        module = self._workload.build(config.train.seed)
+        if is_compiled(config, self._layout):
+            compile_blocks(cast(SplitWorkload, self._workload).blocks(module))
+        return module
 
     def _logical(self, name: str) -> str:
         """The name in the whole model of a parameter of the module."""

@@ -199,6 +199,8 @@ class WorkerInfo:
     node: str
     rendezvous: str
     """host:port of its store, for the generations in which it is rank 0."""
+    said: str = ""
+    """What its user should know; mostly nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from elastictrain.data.samples import RunData
 from elastictrain.data.stream import SampleStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
+from elastictrain.engine.compiled import with_compile_decided
 from elastictrain.engine.device import current_device
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.release import tidy
@@ -47,6 +48,7 @@ from elastictrain.workloads import build_workload
 PAUSE = "pause"
 MEASURE_EVERY_S = 2.0
 """How often a rank looks how much memory it uses: some 50 us."""
+_NOT_COMPILED = "the model is trained as it is, since it can't be compiled: {}. train.compile=false leaves it so."
 TIDY_AFTER_STEPS = 5
 """What an engine of an earlier generation left behind is collected when training runs again, not while it waits."""
 
@@ -86,15 +88,28 @@ class RankProgram:
         """Commit to another keeper from the next generation on."""
         self._keeper, self._commit_at = keeper, commit_at
 
-    def warm(self, zero_stage: int) -> str:
-        """Make later engines cheap; returns the address of this process's rendezvous.
-
-        With a single sample: the micro-batch may not fit, and then it is control's to take a leaner layout.
-        """
-        warm(self._workload, self._config, zero_stage, self._data.train.read([0]))
+    def warm(self, zero_stage: int) -> tuple[str, str]:
+        """Make later engines cheap; returns the address of this process's rendezvous, and what there is to say."""
+        said = self._compile(zero_stage)
+        if not self._config.train.compile:
+            # A single sample: the micro-batch may not fit, and then it is control's to take a leaner layout.
+            warm(self._workload, self._config, zero_stage, self._data.train.read([0]))
         tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
-        return self._rendezvous.address
+        return self._rendezvous.address, said
+
+    def _compile(self, zero_stage: int) -> str:
+        """Warm up with compiled blocks, if they are to be; why that can't be, if so."""
+        self._config = with_compile_decided(self._config, self._device)
+        if not self._config.train.compile:
+            return ""
+        try:
+            # kernels are for inputs of this size
+            warm(self._workload, self._config, zero_stage, self._data.train.read([0] * self._config.train.micro_batch))
+        except Exception as error:  # noqa: BLE001 - whatever compilers raise; the model's own comes again without
+            self._config = self._config.compiling(False)
+            return _NOT_COMPILED.format(f"{type(error).__name__}: {error}".splitlines()[0])
+        return ""
 
     # --------------------------------------------------------------------------------------------------- formation
 

@@ -224,6 +224,8 @@ class Supervisor:
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """See `roster.Listener`."""
         self._emit(WorkerStarted(time.time(), name, info.node, info.pid, seconds))
+        if info.said:
+            self._story.warn("worker", f"{name} (pid {info.pid}, node {info.node}): {info.said}")
         self._tell(v.WorkerUp(name))
 
     def worker_lost(

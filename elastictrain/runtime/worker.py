@@ -82,7 +82,7 @@ class Worker:
         self._rank = RankProgram(
             self._config, Path(data_folder), node, self._host, self._keeper, self._commit_at, self._token, self._board
         )
-        return WorkerInfo(self._worker, os.getpid(), node, self._rank.warm(zero_stage))
+        return WorkerInfo(self._worker, os.getpid(), node, *self._rank.warm(zero_stage))
 
     def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
         """Join the group of a generation, build the engine, load the state."""

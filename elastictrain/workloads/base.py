@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class SplitWorkload(Workload, Protocol):
     @property
     def shape(self) -> ModelShape:
         """The model's sizes, by which it is dealt out."""
+        ...
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """What a module of this workload repeats: one of them is called after the other, with alike inputs."""
         ...
 
     @property

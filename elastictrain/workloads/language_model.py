@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -91,6 +91,10 @@ class LanguageModel(CausalLanguageModel):
         busiest, dropped = (self._gauged / self._num_gauged).tolist()
         self._gauged, self._num_gauged = torch.zeros(2), 0
         return {"busiest_expert": busiest, "dropped_tokens": dropped}
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """See `base.SplitWorkload.blocks`."""
+        return cast(Transformer, module).blocks.values()
 
     def is_expert(self, name: str) -> bool:
         """See `base.SplitWorkload.is_expert`."""

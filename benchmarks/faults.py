@@ -41,7 +41,8 @@ class Bench:
     @property
     def overrides(self) -> list[str]:
         """Beside the job's own settings."""
-        return [f"train.steps={NEVER_ENDING}", "faults=[]", f"checkpoint.every={self.checkpoint_every}"]
+        fixed = ["train.compile=false", "faults=[]"]  # the peers' model, as it is
+        return [f"train.steps={NEVER_ENDING}", *fixed, f"checkpoint.every={self.checkpoint_every}"]
 
 
 def measure(bench: Bench, fault: Fault, zero_stage: int, peers: Sequence[Peer]) -> dict[str, Any]:

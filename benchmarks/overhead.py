@@ -7,7 +7,9 @@ the same steps on the same samples, and their losses are compared bit for bit. W
 up, they take turns of some seconds (turns.py): a round is one turn of each. The ratio of their steps/s is the median
 over the rounds that other work on the machine disturbed least. While a bare loop has its turn nothing else runs, of
 elastictrain or of Ray. `--beside` names more loops: torch's DDP and FSDP2, and the Trainer of transformers (which needs
-accelerate, see plain_trainer.py), all with the same model, dtype, batch and samples.
+accelerate, see plain_trainer.py), all with the same model, dtype, batch and samples. There elastictrain compiles the
+model's blocks, as it does by default in long runs, and the scripts don't; with `train.compile=true` or `false` both do,
+or neither. Beside DeepSpeed alone neither does.
 
 Two cases, one after the other. `spare`: all ranks, of both, share one core, and another is there for what is no rank,
 as on hosts of GPUs, which have many more cores than ranks. `full`: each core has a rank, and whatever else runs takes
@@ -95,7 +97,8 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start all, let them take turns, compare."""
     found = machine.describe()
-    settings = [*arguments.overrides, "faults=[]", f"train.steps={NEVER_ENDING}"]
+    engine_alone = ["train.compile=false"] if arguments.beside == ["deepspeed"] else []
+    settings = [*engine_alone, *arguments.overrides, "faults=[]", f"train.steps={NEVER_ENDING}"]
     folder = Path(tempfile.mkdtemp(prefix="overhead-"))
     storage, loops = folder / "runs", arguments.beside
     train = [str(COMMAND), "train", str(JOB), *settings, f"run.name={NAME}", f"run.storage={storage}"]
@@ -132,7 +135,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "same_allocator": arguments.same_allocator,
         "cases": {case: _compared(loops, *of_case, ends, arguments.rounds) for case, of_case in taken.items()},
     }
-    if "deepspeed" in loops:
+    if "deepspeed" in loops and TrainConfig.load(JOB, settings).train.compile is not None:
         losses = trained["deepspeed"].losses
         compared = [e.loss == losses[e.step] for e in committed if e.step in losses]
         result["losses"] = {"steps_compared": len(compared), "same_bits": all(compared)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_model import plain_model
 from torch import nn
 from torch.optim import Optimizer
 
@@ -49,7 +50,7 @@ class DdpRank:
         self._layout = config.layout(world_size)
         self._samples = TextSamples(TokenShards(manifest))
         self._workload = build_workload(config, manifest.vocab_size)
-        self._module = self._workload.build(config.train.seed)
+        self._module = plain_model(self._workload, config)
         self._wrap = wrap
         self._model = self._parallel(self._module)
         self._adamw = adamw(self._workload, config.train, dict(self._module.named_parameters()))

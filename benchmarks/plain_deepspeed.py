@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_model import plain_model
 
 from elastictrain.config import TrainConfig
 from elastictrain.data.manifest import Manifest
@@ -40,7 +41,7 @@ class PlainRank:
         self._layout = config.layout(world_size)
         self._samples = TextSamples(TokenShards(manifest))
         self._workload = build_workload(config, manifest.vocab_size)
-        module = self._workload.build(config.train.seed)
+        module = plain_model(self._workload, config)
         parameters = dict(module.named_parameters())
         self._optimizer = adamw(self._workload, config.train, parameters)
         num_elements = sum(p.numel() for p in parameters.values())

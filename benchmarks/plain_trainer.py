@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_model import plain_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
@@ -53,7 +54,7 @@ class TrainerRank:
 
         config = self._config
         layout = config.layout(self._world_size)
-        module = self._workload.build(config.train.seed)
+        module = plain_model(self._workload, config)
         optimizer = adamw(self._workload, config.train, dict(module.named_parameters()))
         for group in optimizer.param_groups:
             group["lr"] = 1.0

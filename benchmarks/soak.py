@@ -44,6 +44,7 @@ from elastictrain.status import Status
 CONFIG = {
     "train": {
         "steps": 10_000_000,
+        "compile": False,
         "global_batch": 8,
         "micro_batch": 2,
         "learning_rate": 2e-3,

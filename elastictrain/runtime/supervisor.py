@@ -88,6 +88,8 @@ class Supervisor:
         self._fired = set(start.fired)
         self._breakage = Breakage()
         self._paused: set[str] = set()
+        self._said = {""}
+        """What workers had to say, told once each."""
         """Members that have stopped for a pause."""
         self._released: dict[str, float] = {}
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
@@ -224,7 +226,8 @@ class Supervisor:
     def worker_ready(self, name: str, info: WorkerInfo, seconds: float) -> None:
         """See `roster.Listener`."""
         self._emit(WorkerStarted(time.time(), name, info.node, info.pid, seconds))
-        if info.said:
+        if info.said not in self._said:
+            self._said.add(info.said)
             self._story.warn("worker", f"{name} (pid {info.pid}, node {info.node}): {info.said}")
         self._tell(v.WorkerUp(name))
 

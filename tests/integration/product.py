@@ -58,6 +58,7 @@ TINY = {
         "min_learning_rate": 3e-3,
         "warmup_steps": 5,
         "sample_tokens": 4,
+        "compile": False,  # runs of any length are compared bit for bit, and start at once
     },
     "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.1},
     "data": {

@@ -43,5 +43,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) \
 		|| { rm -rf $(VENV); echo "the venv could not be made (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV), some minutes the first time"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat \
+		-e '.[dev]'
 	@touch $@

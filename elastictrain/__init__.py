@@ -1,10 +1,10 @@
 """Elastic, fault-tolerant training on Ray and DeepSpeed."""
 
 import os
-import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
+from elastictrain.authentication import take_own_token
 from elastictrain.config import TrainConfig
 from elastictrain.version import __version__
 
@@ -13,11 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ElasticTrainer", "Result", "TrainConfig", "__version__"]
 
-# Ray reads once, when it is first imported, how to authenticate. So an embedded cluster gets a token of its own here,
-# before that import, unless the environment names a cluster or a way to authenticate already.
-if "ray" not in sys.modules and not os.environ.keys() & {"RAY_ADDRESS", "RAY_AUTH_MODE"}:
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+if "ray" not in sys.modules:  # else its user has chosen
+    take_own_token()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Workers' lines are passed on without colour codes, and without Ray's own paragraph on every death: the run tells of
 # it in one line, with its cause.

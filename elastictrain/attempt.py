@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
+from elastictrain.engine.schedule import learning_rate
 from elastictrain.events import Event, RunEnded, RunStarted, StepCommitted, Warned
 from elastictrain.progress import ProgressListener
 from elastictrain.runtime.cluster import head_answers
@@ -39,6 +40,17 @@ HEADLESS_FLUSH_S = 3.0
 _TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}"
 
 
+_UNWRITTEN = (
+    "{}. Training goes on, and what it tells is written when there is room; meanwhile `elastictrain status` shows an "
+    "older moment, and so would a crash find one"
+)
+_WRITTEN = "the journal is whole again"
+_OTHER_RATES = (
+    "train.steps was {} and is now {}, so the learning rate follows another cosine: it is {:.3g} in step {}, where it "
+    "would have been {:.3g}"
+)
+
+
 class Attempt:
     """Under the run's lock, from before its first event to after its report. Call `close` at the end, always."""
 
@@ -54,6 +66,8 @@ class Attempt:
         self._has_cluster = False
         self._ended: End | None = None
         self.watch = TrackingWatch(self.emit)
+        self._other_rates = other_rates(told.events(), config)
+        self._journal_waits = False
         self.live = self._resumed_live()
 
     def begin(self) -> None:
@@ -66,6 +80,8 @@ class Attempt:
             for number, fault in config.late_faults():
                 late = _TOO_LATE.format(number, fault.kind, fault.at, config.train.steps)
                 self.emit(Warned(time.time(), "faults", late))
+            if self._other_rates:
+                self.emit(Warned(time.time(), "resume", self._other_rates))
 
     def joined(self, cluster: str) -> None:
         """Tell that there is a cluster, in words: from now on the attempt is remembered."""
@@ -83,6 +99,10 @@ class Attempt:
                 self._home.mirror(self._journal)
             if self._listener is not None:
                 self._listener.on_event(event)
+        if bool(self._journal.problem) != self._journal_waits:
+            self._journal_waits = not self._journal_waits
+            told = _UNWRITTEN.format(self._journal.problem) if self._journal_waits else _WRITTEN
+            self.emit(Warned(time.time(), "journal", told))
 
     def end(self, end: End) -> None:
         """Tell how it ended; of several ends the first counts, and one that comes before the beginning does not."""
@@ -146,6 +166,18 @@ class Attempt:
 def steps_done(events: list[Event]) -> int:
     """The last step that these events tell of; 0 before the first."""
     return max((e.step for e in events if isinstance(e, StepCommitted)), default=0)
+
+
+def other_rates(earlier: list[Event], config: TrainConfig) -> str:
+    """What another train.steps changes about the steps that a run has still before it; empty for nothing."""
+    begun = next((e for e in reversed(earlier) if isinstance(e, RunStarted)), None)
+    step = steps_done(earlier) + 1
+    if begun is None or step == 1:
+        return ""
+    steps = begun.config["train"]["steps"]
+    before = learning_rate(config.train.model_copy(update={"steps": steps}), step)
+    now = learning_rate(config.train, step)
+    return "" if now == before else _OTHER_RATES.format(steps, config.train.steps, now, step, before)
 
 
 def write_report(home: RunHome, events: list[Event], emit: Callable[[Event], None]) -> None:

@@ -118,12 +118,12 @@ class ElasticTrainer:
     def _complete_already(self) -> Result | None:
         earlier = self._told.events()
         self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
+        _refuse_fewer_steps(earlier, self.config.train.steps)
         if _is_complete(earlier, self.config.train.steps):
             run_id = self._deliver_rest()
             if not (self._home.folder / REPORT).exists():  # its driver died after the last step
                 write_report(self._home, earlier, self._progress.on_event if self._progress else lambda event: None)
             return self._result(earlier, run_id)
-        _refuse_fewer_steps(earlier, self.config.train.steps)
         refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
         return None
 

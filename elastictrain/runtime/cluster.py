@@ -13,6 +13,7 @@ from subprocess import PIPE, Popen
 
 import ray
 
+from elastictrain.authentication import leave_own_token, take_own_token
 from elastictrain.config import TrainConfig
 from elastictrain.errors import InfrastructureError
 from elastictrain.runtime import local_cluster
@@ -32,6 +33,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
     check_reachable(config)
     address = _address(config)
     if address == "local":
+        take_own_token()
         with _embedded(config) as inner:
             _init(inner)
             try:
@@ -39,6 +41,7 @@ def connected(config: TrainConfig) -> Iterator[str]:
             finally:
                 ray.shutdown()
         return
+    leave_own_token()
     _init(address)
     try:
         yield address

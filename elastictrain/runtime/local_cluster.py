@@ -88,9 +88,8 @@ def _start(folder: Path, num_nodes: int, num_cpus: int, dashboard_port: int | No
         "temp_dir": str(folder / "ray"),
         "include_dashboard": dashboard_port is not None,
         "dashboard_host": "127.0.0.1",
+        "dashboard_port": dashboard_port or 0,  # Ray would try its own, and complain where another has it
     }
-    if dashboard_port is not None:
-        head["dashboard_port"] = dashboard_port
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for number in range(1, num_nodes):
         cluster.add_node(**common, node_ip_address=f"127.0.0.{2 + number}")

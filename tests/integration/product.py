@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,9 +172,14 @@ class Product:
         return self.folder / "storage"
 
     def begin(
-        self, name: str, *overrides: str, storage: Path | None = None, command: tuple[str, ...] = ("train",)
+        self,
+        name: str,
+        *overrides: str,
+        storage: Path | None = None,
+        command: tuple[str, ...] = ("train",),
+        environment: Mapping[str, str | None] | None = None,
     ) -> Running:
-        """Start `elastictrain train`, or another command that takes a config."""
+        """Start `elastictrain train`, or another command that takes a config; `environment` is what it has else."""
         storage = storage or self.storage
         config = self.folder / "tiny.json"
         config.write_text(json.dumps(TINY))
@@ -183,14 +188,14 @@ class Product:
         out, err = self.folder / f"{number}-{name}.out", self.folder / f"{number}-{name}.err"
         line = [PROGRAM, *command, str(config), f"run.name={name}", f"run.storage={storage}", *overrides]
         line += [f"cluster.address={self.address}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", MARK: mark}
-        if self.passing:
-            del environment["RAY_AUTH_MODE"]  # an embedded cluster has a token of its own
-        if self.passing:
-            environment["TMPDIR"] = self.passing
+        its_own: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": "1", MARK: mark}
+        if self.passing:  # an embedded cluster has a token of its own
+            its_own |= {"RAY_AUTH_MODE": None, "TMPDIR": self.passing}
+        its_own |= environment or {}
+        given = {key: value for key, value in its_own.items() if value is not None}
         with out.open("wb") as out_file, err.open("wb") as err_file:
             process = subprocess.Popen(
-                line, stdout=out_file, stderr=err_file, env=environment, start_new_session=True, cwd=self.folder
+                line, stdout=out_file, stderr=err_file, env=given, start_new_session=True, cwd=self.folder
             )
         stored = StoredRun(name, Storage.open(str(storage)).run(name))
         running = Running(name, process, stored, out, err, mark)

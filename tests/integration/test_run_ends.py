@@ -89,7 +89,17 @@ def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Rep
     assert again.code == 0
     assert "complete" in again.out
     assert "nothing to do" in again.out
+    fewer = product.train("stopped", f"train.steps={STEPS - 1}", storage=storage)
+    assert fewer.code == 3
+    assert f"train.steps {STEPS - 1} is less than the {STEPS} steps that the run has done" in fewer.err
     assert journal(storage, "stopped") == told
+
+
+def test_a_cluster_is_joined_by_its_name_in_the_config(product: Product, tmp_path: Path) -> None:
+    """It has no token, and the environment says nothing of clusters or tokens."""
+    silent = {name: None for name in os.environ if name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    ended = product.begin("joined", "train.steps=3", environment=silent).end()
+    assert ended.code == 0, ended.err
 
 
 def test_a_killed_driver_and_damaged_checkpoints(alone: Product, undisturbed: Report) -> None:

@@ -163,7 +163,7 @@ class CheckpointStore:
                 if self._is_there(step, _SET_ASIDE):
                     continue  # that was told when it was done
                 if step not in expected:
-                    on_reject(step, self.uri(step), f"{self.uri(step)} has no {_MANIFEST}: it was never completed")
+                    on_reject(step, self.uri(step), f"{self.uri(step)} {self._missing_manifest(step)}")
                     continue
             try:
                 return self._verify_patiently(step, expected, doubt)
@@ -306,6 +306,11 @@ class CheckpointStore:
         matches = (_FOLDER.fullmatch(name) for name in self._storage.list(_ROOT))
         return {int(match[1]) for match in matches if match}
 
+    def _missing_manifest(self, step: int) -> str:
+        if self._is_there(step, _SET_ASIDE):
+            return f"was found damaged, and the run went on without it: {_SET_ASIDE} is what was its {_MANIFEST}"
+        return f"has no {_MANIFEST}: it was never completed"
+
     def _read(self, step: int) -> StoredCheckpoint:
         path = f"{_folder(step)}/{_MANIFEST}"
         self._refuse_link(_folder(step))
@@ -316,7 +321,7 @@ class CheckpointStore:
                 self._signer.check(*split(content))
             manifest = Manifest.from_json(content)
         except FileNotFoundError:
-            raise CheckpointError(f"{self.uri(step)} has no {_MANIFEST}: it was never completed") from None
+            raise CheckpointError(f"{self.uri(step)} {self._missing_manifest(step)}") from None
         except OSError as error:
             raise CheckpointUnreadableError(f"{self.uri(step)}/{_MANIFEST} can't be read: {error}") from error
         except CheckpointError as error:

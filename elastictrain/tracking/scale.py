@@ -24,7 +24,8 @@ class Frame:
         self.top = 14.0 + rows * ROW_HEIGHT
         self.bottom = height - STRIP_HEIGHT - 52.0
         self.strip_top, self.strip_bottom = self.bottom + 18.0, self.bottom + 18.0 + STRIP_HEIGHT
-        self.last_step: int = max(report["steps"], 2)
+        failed = [f["step"] for f in report["failures"] if f["step"] > report["steps"] + 1]  # and undone since
+        self.last_step: int = max(report["steps"], 2, *failed)
         finite = [value for _, value in report["loss"] if math.isfinite(value)]
         low, high = (float(min(finite)), float(max(finite))) if finite else (0.0, 1.0)
         margin = (high - low) * 0.06 or max(abs(high) * 0.05, 0.5)

@@ -19,7 +19,7 @@ TENSOR = ("parallel.layout=manual", "parallel.tp=2")
 def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
     small_cluster: Any, storage_folder: Path, undisturbed: Report
 ) -> None:
-    """pp2 x dp2 on four nodes, then pp2 x dp1 on three, one of them spare, then tp2 on two workers, from storage."""
+    """pp2 x dp2 on four nodes, pp2 x dp1 on three, one of them spare, then tp2, from storage, where one is killed."""
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     small_cluster.add_node(**node, node_ip_address="127.0.0.33")
     doomed = small_cluster.add_node(**node, node_ip_address="127.0.0.34")
@@ -33,23 +33,26 @@ def test_a_lost_worker_costs_a_replica_and_another_layout_goes_on(
         assert (status.world_size, status.layout) == (2, "dp1 pp2 zero1")
         ended = running.stop()
         assert ended.code == 130, ended.err
-        steps = product.report("pipeline")["steps"] + 20
-        ended = product.train("pipeline", *TENSOR, f"train.steps={steps}")
+        steps = product.report("pipeline")["steps"]
+        fault = f"faults=[{{at: {steps + 10}, rank: 1, kind: kill, phase: backward}}]"
+        ended = product.train("pipeline", *TENSOR, f"train.steps={steps + 20}", fault)
         assert ended.code == 0, ended.err
         report = product.report("pipeline")
     finally:
         product.close()
     assert report["status"] == "complete"
     assert_near(report, undisturbed)
-    [failure] = report["failures"]
-    assert failure["kind"] == "node_lost"
-    assert failure["lost_steps"] <= 1
-    four, two, last = report["generations"]
+    lost, killed = report["failures"]
+    assert (lost["kind"], killed["kind"], killed["cause"]["message"]) == ("node_lost", "worker_lost", "SIGKILL")
+    assert (lost["source"], killed["source"]) == ("memory", "memory")
+    assert max(lost["lost_steps"], killed["lost_steps"]) <= 1
+    four, two, tensor, again = report["generations"]
     assert four["layout"] == {"dp": 2, "pp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 2}
     assert two["layout"] == {"dp": 1, "pp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
-    assert last["layout"] == {"dp": 1, "tp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
-    assert [g["source"] for g in (four, two, last)] == ["fresh", "memory", "durable"]
-    assert [g["continuation"] for g in (two, last)] == ["order_exact", "order_exact"]
+    assert tensor["layout"] == {"dp": 1, "tp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4}
+    assert again["layout"] == tensor["layout"]
+    assert [g["source"] for g in (four, two, tensor, again)] == ["fresh", "memory", "durable", "memory"]
+    assert [g["continuation"] for g in (two, tensor, again)] == ["order_exact", "order_exact", "bit_exact"]
 
 
 SEQUENCES = ("parallel.layout=manual", "parallel.sp=2", "parallel.zero_stage=2", "train.steps=30")

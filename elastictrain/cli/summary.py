@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
     kept = [c for c in report["checkpoints"] if not c["removed"]]
     newest = f", newest of step {kept[-1]['step']:,}" if kept else ""
     yield "checkpoints", f"{len(report['checkpoints'])} written, {len(kept)} kept{newest}"
-    for warning in report["warnings"]:
-        yield "warning", f"{warning['topic']}: {warning['message']}"
+    for said, times in Counter(f"{w['topic']}: {w['message']}" for w in report["warnings"]).items():
+        yield "warning", said + (f" ({times} times)" if times > 1 else "")
     for refused in report["rejected_checkpoints"]:
         yield "refused", f"checkpoint of step {refused['step']:,}: {refused['problem']}"
 

@@ -134,6 +134,8 @@ class TrainConfig(Section):
         """
         data = read_yaml(Path(path)) if path is not None else {}
         where = str(path) if path is not None else "the defaults"
+        if overrides:
+            where += " and the command line"
         for override in overrides:
             apply_override(cls, data, override)
         return cls.from_dict(data, where)

@@ -1,8 +1,9 @@
 """Making a process ready before it has a rank.
 
 The first engine of a process costs seconds (imports, generated code, first use of kernels and threads), the next ones
-milliseconds. `warm` pays for the first with a group of one rank, two steps, an export and an import, so that a standby
-or a fresh worker takes a rank in well under a second. Cost: 4 to 10 s, once.
+milliseconds. `warm` pays for the first with a group of one rank, two steps and an export, so that a standby or a fresh
+worker takes a rank in well under a second. The model that it does this with has few layers (`WARM_LAYERS`): that of a
+run may need many workers' memory. Cost: 4 to 10 s, once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from elastictrain.engine.build import build_engine
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.plan.layout import Layout
 from elastictrain.workloads.base import Batch, Workload
+
+WARM_LAYERS = 2
+"""Of the model to warm up with: the same code runs as with more."""
 
 
 def warm(workload: Workload, config: TrainConfig, zero_stage: int, micro_batch: Batch) -> None:

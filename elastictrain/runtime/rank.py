@@ -23,11 +23,12 @@ from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.compiled import with_compile_decided
 from elastictrain.engine.device import current_device
+from elastictrain.engine.failures import is_out_of_memory
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.waits import tell_waits
-from elastictrain.engine.warm import warm
+from elastictrain.engine.warm import WARM_LAYERS, warm
 from elastictrain.errors import BadLossError, PeerLostError, StateCorruptedError
 from elastictrain.faults import FaultPlan
 from elastictrain.plan.layout import Layout
@@ -48,6 +49,9 @@ from elastictrain.workloads import build_workload
 PAUSE = "pause"
 MEASURE_EVERY_S = 2.0
 """How often a rank looks how much memory it uses: some 50 us."""
+_COLD = (
+    "one worker alone has no room for the model, so it could not warm up: its first step will take some seconds more"
+)
 _NOT_COMPILED = "the model is trained as it is, since it can't be compiled: {}. train.compile=false leaves it so."
 TIDY_AFTER_STEPS = 5
 """What an engine of an earlier generation left behind is collected when training runs again, not while it waits."""
@@ -92,8 +96,13 @@ class RankProgram:
         """Make later engines cheap; returns the address of this process's rendezvous, and what there is to say."""
         said = self._compile(zero_stage)
         if not self._config.train.compile:
-            # A single sample: the micro-batch may not fit, and then it is control's to take a leaner layout.
-            warm(self._workload, self._config, zero_stage, self._data.train.read([0]))
+            try:
+                # A single sample: the micro-batch may not fit, and then it is control's to take a leaner layout.
+                self._warm_up(zero_stage, 1)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = _COLD
         tell_waits(self._board.begin_wait, self._board.end_wait)
         self._rendezvous = Rendezvous.serve(self._host)
         return self._rendezvous.address, said
@@ -104,12 +113,15 @@ class RankProgram:
         if not self._config.train.compile:
             return ""
         try:
-            # kernels are for inputs of this size
-            warm(self._workload, self._config, zero_stage, self._data.train.read([0] * self._config.train.micro_batch))
+            self._warm_up(zero_stage, self._config.train.micro_batch)  # kernels are for inputs of this size
         except Exception as error:  # noqa: BLE001 - whatever compilers raise; the model's own comes again without
             self._config = self._config.compiling(False)
             return _NOT_COMPILED.format(f"{type(error).__name__}: {error}".splitlines()[0])
         return ""
+
+    def _warm_up(self, zero_stage: int, samples: int) -> None:
+        workload = build_workload(self._config, self._data.vocab_size, WARM_LAYERS)
+        warm(workload, self._config, zero_stage, self._data.train.read([0] * samples))
 
     # --------------------------------------------------------------------------------------------------- formation
 

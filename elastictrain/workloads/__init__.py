@@ -29,9 +29,11 @@ def check_model_folder(config: TrainConfig) -> None:
             raise ConfigError(f"model.path {folder} has no config.json; it must be a local Hugging Face folder")
 
 
-def build_workload(config: TrainConfig, vocab_size: int) -> Workload:
+def build_workload(config: TrainConfig, vocab_size: int, most_layers: int | None = None) -> Workload:
     """The workload that `model.kind` asks for; `vocab_size` is the tokenizer's.
 
+    With `most_layers` a model as wide, with no more layers and weights drawn anew: one that fits into a single worker,
+    however large the whole is. A model of the user's own is always the whole.
     Raises ConfigError when the model can't serve this tokenizer or an optional package is missing.
     """
     if config.model.kind == "own":
@@ -41,7 +43,12 @@ def build_workload(config: TrainConfig, vocab_size: int) -> Workload:
     if config.model.kind == "huggingface":
         from elastictrain.workloads.huggingface import HuggingFaceModel
 
-        return HuggingFaceModel(config, vocab_size)
+        return HuggingFaceModel(config, vocab_size, most_layers)
     from elastictrain.workloads.language_model import LanguageModel
 
-    return LanguageModel(config, vocab_size)
+    return LanguageModel(config if most_layers is None else _with_layers(config, most_layers), vocab_size)
+
+
+def _with_layers(config: TrainConfig, most: int) -> TrainConfig:
+    model = config.model.model_copy(update={"num_layers": min(most, config.model.num_layers)})
+    return config.model_copy(update={"model": model})

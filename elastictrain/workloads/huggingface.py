@@ -38,7 +38,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 class HuggingFaceModel(CausalLanguageModel):
     """Workload for `model.kind: huggingface`."""
 
-    def __init__(self, config: TrainConfig, vocab_size: int) -> None:
+    def __init__(self, config: TrainConfig, vocab_size: int, most_layers: int | None = None) -> None:
+        """`most_layers`: see `workloads.build_workload`."""
         super().__init__(config, vocab_size)
         check_model_folder(config)
         self.folder = Path(str(config.model.path))
@@ -53,6 +54,10 @@ class HuggingFaceModel(CausalLanguageModel):
             )
         self.model_config = self._read_config()
         self._check_sizes()
+        if most_layers is not None:
+            text = self.model_config.get_text_config()
+            text.num_hidden_layers = min(most_layers, text.num_hidden_layers)
+            self.has_weights = self.is_universal = False
 
     def build(self, seed: int) -> nn.Module:
         """The folder's weights, or new ones from `seed`; torch's global random state is left as it was."""

@@ -123,7 +123,7 @@ def disk(storage: str) -> Finding:
 
 def dashboard_port(port: int = DASHBOARD_PORT) -> Finding:
     """The Ray dashboard's port: taken where a cluster runs already."""
-    advice = "join that Ray cluster with cluster.address, or choose another cluster.dashboard_port"
+    advice = "if it is a Ray cluster, join it with cluster.address; else choose another cluster.dashboard_port"
     return _port("dashboard port", port, advice)
 
 

@@ -43,7 +43,8 @@ class LanguageModel(CausalLanguageModel):
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
         module = self._on_meta(part, peers, exchange, sequence)
-        module.to_empty(device="cpu")
+        # as to_empty does it, but that imports a library for symbolic sizes
+        module._apply(lambda on_meta: torch.empty(on_meta.shape, dtype=on_meta.dtype))  # type: ignore[no-untyped-call]
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
 

@@ -3,7 +3,7 @@
 The first engine of a process costs seconds (imports, generated code, first use of kernels and threads), the next ones
 milliseconds. `warm` pays for the first with a group of one rank, two steps and an export, so that a standby or a fresh
 worker takes a rank in well under a second. The model that it does this with has few layers (`WARM_LAYERS`): that of a
-run may need many workers' memory. Cost: 4 to 10 s, once.
+run may need many workers' memory. Cost: 2 to 5 s, once; half a minute where it compiles.
 """
 
 from __future__ import annotations

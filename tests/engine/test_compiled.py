@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def trained(me: Rank, generation: int, config: TrainConfig, steps: Sequence[int]
 
 def in_turn(me: Rank, kept: Path) -> tuple[list[Losses], list[int]]:
     """Plain, compiled and compiled again: losses, and compilations so far."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
     from torch._dynamo.utils import counters
 
     plain = train_config(1, "fp32")  # with dropout
@@ -47,8 +49,7 @@ def in_turn(me: Rank, kept: Path) -> tuple[list[Losses], list[int]]:
     return found, graphs
 
 
-def test_the_losses_are_those_of_the_plain_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kept"))
+def test_the_losses_are_those_of_the_plain_blocks(tmp_path: Path) -> None:
     [((plain, compiled, again), (before, graphs, graphs_again))] = run_team(1, in_turn, tmp_path / "kept")
     assert before == 0 < graphs
     assert graphs_again == graphs, "a later engine of the same kind is compiled again"

@@ -86,7 +86,7 @@ def _mean(of_ranks: list[list[float]]) -> float:
 def _rank(rank: int, setup: Setup) -> None:
     torch.set_num_threads(1)
     os.nice(RAY_NICENESS)
-    prepare_process()
+    prepare_process(lean=False)
     job = TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, setup.world_size
     with open(Path(setup.folder, f"rank-{rank}.jsonl"), "w", buffering=1) as file:
 

@@ -34,7 +34,7 @@ class PlainRank:
     def __init__(self, config: TrainConfig, data_folder: Path, rank: int, world_size: int) -> None:
         import deepspeed
 
-        device = prepare_process()
+        device = prepare_process(lean=False)
         deepspeed.init_distributed(dist_backend=device.backend, auto_mpi_discovery=False)
         manifest = Manifest.load(data_folder)
         self._config, self._rank = config, rank

@@ -70,7 +70,7 @@ def _rank(setup: Any, rank: int, world_size: int, tell: Any) -> Any:
 
         from elastictrain.engine.device import prepare_process
 
-        prepare_process()
+        prepare_process(lean=False)
     tell("imported")
     training = Rank(TrainConfig.from_dict(setup.config), Path(setup.data_folder), rank, world_size)
     tell("engine")

@@ -36,7 +36,8 @@ clean: ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pyproject.toml or constraints.txt changed: install again, into the same venv
+# pyproject.toml or constraints.txt changed: install again, into the same venv. "compat" is a plain path in sys.path: with
+# an import hook a script that lies beside the clone would take the clone's folder for the package
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -25,7 +25,7 @@ from elastictrain.plan.layout import Layout
 
 COMPILED_FROM_STEPS = 2000
 """Shorter runs are over before the compilation has paid, unless `train.compile` says otherwise."""
-_KEPT = Path.home() / ".cache" / "elastictrain" / "compiled"
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def with_compile_decided(config: TrainConfig, device: Device) -> TrainConfig:
@@ -44,9 +44,11 @@ def is_compiled(config: TrainConfig, layout: Layout) -> bool:
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Have each compiled when it is first called."""
-    _KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # torch would take a folder in /tmp, where anybody may lay out what it then loads
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_KEPT))
+    if _FOLDER not in os.environ:
+        # torch would take one in /tmp, where anybody may lay out what it then loads
+        kept = Path.home() / ".cache" / "elastictrain" / "compiled"
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ[_FOLDER] = str(kept)
     from torch._inductor import config as inductor
 
     inductor.compile_threads = 1  # others would be processes that outlive this one

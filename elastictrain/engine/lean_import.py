@@ -28,13 +28,13 @@ def import_deepspeed() -> None:
     """Import what every engine needs of it; at once when that was done before."""
     with _without("mlflow"), _nothing_compiled():
         import deepspeed.runtime.zero.muon.original_muon
-        import deepspeed.runtime.zero.utils  # noqa: F401
+        import deepspeed.runtime.zero.utils  # noqa: F401 - for what it imports
     if "torch._dynamo" not in sys.modules:
         for method in _LEFT_ALONE:
             function = getattr(method, "__wrapped__", None)
             if function is not None and not hasattr(function, _MARK):
                 setattr(function, _MARK, function)
-        Adam.step = _steps(unwrap(Adam.step))  # type: ignore[method-assign]
+        Adam.step = _steps(unwrap(Adam.step))  # type: ignore[method-assign]  # on purpose
 
 
 def _steps(plainly: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +67,7 @@ def _nothing_compiled() -> Iterator[None]:
     def as_it_is(function: Any = None, **_: Any) -> Callable[..., Any]:
         return (lambda other: other) if function is None else function
 
-    compile, torch.compile = torch.compile, as_it_is  # type: ignore[assignment]
+    compile, torch.compile = torch.compile, as_it_is  # type: ignore[assignment]  # it has overloads
     try:
         yield
     finally:

@@ -5,8 +5,7 @@ A model only has to say how it is built and how tokens become logits. All sums o
 collective, so there all ranks call them together, with equal shapes.
 
 Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary (`head_loss` shows a way
-without). Sampling keeps no key-value
-cache: one forward pass over the last `data.seq_len` tokens per new token.
+without). Sampling keeps no key-value cache: one forward pass over the last `data.seq_len` tokens per new token.
 """
 
 from __future__ import annotations

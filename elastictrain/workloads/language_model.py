@@ -44,7 +44,9 @@ class LanguageModel(CausalLanguageModel):
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
         module = self._on_meta(part, peers, exchange, sequence)
         # as to_empty does it, but that imports a library for symbolic sizes
-        module._apply(lambda on_meta: torch.empty(on_meta.shape, dtype=on_meta.dtype))  # type: ignore[no-untyped-call]
+        module._apply(  # type: ignore[no-untyped-call]  # torch's
+            lambda on_meta: torch.empty(on_meta.shape, dtype=on_meta.dtype)
+        )
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
 
@@ -72,12 +74,13 @@ class LanguageModel(CausalLanguageModel):
     def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
         """See `base.SplitWorkload.output_loss`."""
         targets = batch["tokens"][:, 1:]
-        streams = peers is None and self.config.train.dtype in STREAMED
-        if not part.first:
-            output = cast(Transformer, module).score(output, targets if streams else None)
-        if peers is not None:
-            return cross_entropy(output.float().flatten(0, 1), targets.flatten(), part.share(self.vocab_size), peers)
-        return output if not output.ndim else next_token_loss(output, batch)
+        last = cast(Transformer, module)
+        if peers is None and self.config.train.dtype in STREAMED:
+            return last.score(output, targets)
+        scores = output if part.first else last.score(output)
+        if peers is None:
+            return next_token_loss(scores, batch)
+        return cross_entropy(scores.float().flatten(0, 1), targets.flatten(), part.share(self.vocab_size), peers)
 
     def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
         """See `base.Workload.evaluate`."""

@@ -59,7 +59,7 @@ def test_it_loads_ahead_no_more_than_it_may(manifest: Manifest) -> None:
     steps = []
 
     class Counted(TokenShards):
-        def read(self, samples):  # type: ignore[no-untyped-def]
+        def read(self, samples):  # type: ignore[no-untyped-def]  # a stand-in
             steps.append(samples)
             loaded.release()
             return super().read(samples)

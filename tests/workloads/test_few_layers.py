@@ -27,7 +27,7 @@ def test_of_the_projects_own(num_layers: int, built: int) -> None:
 
 
 def test_of_a_folder_whose_weights_are_not_read(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="an optional package")
     transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4
     ).save_pretrained(tmp_path)

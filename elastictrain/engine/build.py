@@ -16,15 +16,18 @@ from elastictrain.plan.layout import Layout
 from elastictrain.workloads.base import Workload
 
 
-def build_engine(workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup) -> ZeroEngine:
+def build_engine(
+    workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup, *, loads_next: bool = False
+) -> ZeroEngine:
     """The engine of this rank, initialised from `config.train.seed`; all ranks of the formed group call it together.
 
+    `loads_next` promises that a state is imported before the first step, so that nothing need be initialised.
     Raises PeerLostError when one of them goes away meanwhile.
     """
     device = prepare_process()
     with peer_loss_named():
         try:
-            return _kind(layout)(workload, config, layout, group, device)
+            return _kind(layout)(workload, config, layout, group, device, loads_next=loads_next)
         except BaseException:
             forget_engine()
             raise

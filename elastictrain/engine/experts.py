@@ -44,7 +44,7 @@ class ExpertEngine(ZeroEngine):
         self._sharing = groups._get_expert_parallel_group(name)
         self._holders = frozenset(groups._get_expert_data_parallel_group_ranks(name))
         part = part_of(workload.shape, self._layout, group.rank)
-        module = workload.build_part(config.train.seed, part, exchange=Exchange(self._swap))
+        module = self._with_memory(workload.build_part(self._seed, part, exchange=Exchange(self._swap)))
         for parameter_name, parameter in module.named_parameters():
             if workload.is_expert(parameter_name):
                 parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]  # DeepSpeed's

@@ -43,7 +43,7 @@ class SequenceEngine(ZeroEngine):
                 self._replica = peers
         group.know_connections()
         sequence = SequencePeers(layout.sp, self._exchange)
-        return self._workload.build_part(config.train.seed, self._part, sequence=sequence)
+        return self._with_memory(self._workload.build_part(self._seed, self._part, sequence=sequence))
 
     def _exchange(self, x: Tensor) -> Tensor:
         received = torch.empty_like(x)

@@ -41,7 +41,7 @@ class SplitEngine(ZeroEngine):
         self._peers = Peers(self._sum, self._max) if layout.tp > 1 else None
         self._slabs = workload.slabs(self._part)
         self._tells = self._part.last and self._part.tp_index == 0
-        module = workload.build_part(config.train.seed, self._part, self._peers)
+        module = self._with_memory(workload.build_part(self._seed, self._part, self._peers))
         for name, parameter in module.named_parameters():
             # DeepSpeed's norm counts what is not split once
             parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]  # Megatron's

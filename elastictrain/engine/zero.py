@@ -34,6 +34,7 @@ from elastictrain.engine.device import Device
 from elastictrain.engine.drive import move_to_drive
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.lean_build import lean_build
 from elastictrain.engine.loss_scale import LossScale
 from elastictrain.engine.release import release
 from elastictrain.engine.transfer import ShardExporter, Slabs, import_pieces, runs_of
@@ -53,10 +54,19 @@ class ZeroEngine:
     """One rank of a ZeRO engine; see `base.Engine` for the contract. `split` says what parts of a model do else."""
 
     def __init__(
-        self, workload: Workload, config: TrainConfig, layout: Layout, group: RankGroup, device: Device
+        self,
+        workload: Workload,
+        config: TrainConfig,
+        layout: Layout,
+        group: RankGroup,
+        device: Device,
+        *,
+        loads_next: bool,
     ) -> None:
         """Use `build_engine`."""
         self._workload = workload
+        self._loads_next = loads_next
+        self._seed = None if loads_next else config.train.seed
         self._layout = layout
         self._place = layout.place(group.rank)
         self._device = device
@@ -72,7 +82,8 @@ class ZeroEngine:
         )
         self._adamw = adamw(workload, config.train, parameters)
         num_elements = sum(p.numel() for p in parameters.values())
-        self._engine: Any = self._initialize(deepspeed_config(config.train, layout, device, num_elements))
+        with lean_build(loads_next):
+            self._engine: Any = self._initialize(deepspeed_config(config.train, layout, device, num_elements))
         self._found = find_pieces(self._engine.optimizer, parameters)
         self._loss_scale = LossScale(self._engine.optimizer.loss_scaler) if config.train.dtype == "fp16" else None
         self._optimizer_step = 0
@@ -99,10 +110,22 @@ class ZeroEngine:
 
     def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
         """What DeepSpeed is given to train."""
-        module = self._workload.build(config.train.seed)
+        workload = self._workload
+        module = self._with_memory(workload.outline() if self._seed is None else workload.build(self._seed))
         if is_compiled(config, self._layout):
-            compile_blocks(cast(SplitWorkload, self._workload).blocks(module))
+            compile_blocks(cast(SplitWorkload, workload).blocks(module))
         return module
+
+    def _with_memory(self, module: nn.Module) -> nn.Module:
+        """The module; weights that are only outlined get memory, which holds anything."""
+        # ZeRO 3 takes weight after weight to the device, since it would not have room for all of them
+        place = torch.device("cpu") if self._layout.zero_stage == 3 else self._device.torch_device
+
+        def room(tensor: Tensor) -> Tensor:
+            return torch.empty(tensor.shape, dtype=self._input_dtype, device=place) if tensor.is_meta else tensor
+
+        # as to_empty does it, but that imports a library for symbolic sizes
+        return module._apply(room)  # type: ignore[no-any-return, no-untyped-call]  # torch's
 
     def _logical(self, name: str) -> str:
         """The name in the whole model of a parameter of the module."""

@@ -142,7 +142,8 @@ class RankProgram:
         workload = self._workload
         if any(fault.kind == "nan" for _, fault in order.faults):
             workload = SpoiledWorkload(workload, self._faults.nan_due)
-        engine = self._engine = build_engine(workload, self._config, layout, self._group)
+        loads_next = restore.source != "fresh"
+        engine = self._engine = build_engine(workload, self._config, layout, self._group, loads_next=loads_next)
         clock.lap("engine")
         store = checkpoints_of(self._config)
         if restore.source == "memory":
@@ -337,12 +338,19 @@ class RankProgram:
         if self._group is not None:
             self._group.abort()
 
-    def leave(self) -> None:
-        """Drop everything of the generation but the process."""
-        for part in (self._snapshots, self._line, self._stream, self._engine, self._group):
+    def fall_silent(self) -> None:
+        """Have the copy in flight finished, and write no more of this generation's state."""
+        for part in (self._snapshots, self._line):
             if part is not None:
                 part.close()
-        self._snapshots = self._line = self._stream = self._engine = self._group = None
+        self._snapshots = self._line = None
+
+    def leave(self) -> None:
+        """Drop everything of the generation but the process."""
+        for part in (self._stream, self._engine, self._group):
+            if part is not None:
+                part.close()
+        self._stream = self._engine = self._group = None
 
     def evaluate(self, step: int, micro_batch: int) -> Evaluation:
         """The model of a durable checkpoint on held-out text."""

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outc
 WORKER_THREADS = 8
 """Control calls that may be under way beside the training thread."""
 
+REMAINS_TIMEOUT_S = 20.0
+"""How long a generation's engine and group may take to be gone: milliseconds, unless a GPU hangs."""
+
 
 class Worker:
     """Runs as a Ray actor; see the module."""
@@ -52,6 +55,7 @@ class Worker:
         self._enlist(keeper)
         self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._rank: Any = None
+        self._left: Future[None] | None = None
         self._fenced = -1
         self._lock = threading.Lock()
         # The constructor runs on the main thread, after Ray has set a handler of its own.
@@ -86,6 +90,9 @@ class Worker:
 
     def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
         """Join the group of a generation, build the engine, load the state."""
+        if self._left is not None:
+            # raises what went wrong with them, or TimeoutError; this process is replaced then
+            self._left.result(REMAINS_TIMEOUT_S)
         work = self._training.submit(self._guarded, order.generation, lambda: self._rank.form(order, restore))
         reply: FormReply = work.result()
         return reply
@@ -130,12 +137,16 @@ class Worker:
         return Outcome("raised", step, at, Cause("exception", line, text, type(error).__name__))
 
     def quiet(self, generation: int) -> None:
-        """Leave everything below `generation`: break its collectives, wait for the training thread, drop the engine."""
+        """Leave everything below `generation`: break its collectives, wait until nothing is written any more.
+
+        Engine and group are dropped while the supervisor looks for the state to go on with.
+        """
         with self._lock:
             self._fenced = max(self._fenced, generation)
         if self._rank is not None:
             self._rank.abort()
-            self._training.submit(self._rank.leave).result()
+            self._training.submit(self._rank.fall_silent).result()
+            self._left = self._training.submit(self._rank.leave)
 
     def order(self, generation: int, news: str) -> None:
         """Have all ranks of this generation hear this after the same step; for rank 0. See RankProgram.order."""

@@ -25,6 +25,7 @@ from elastictrain.workloads.universal import is_universal, load_universal
 
 try:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
     from transformers.utils import logging as transformers_logging
 except ImportError as error:
     raise ConfigError(
@@ -66,6 +67,18 @@ class HuggingFaceModel(CausalLanguageModel):
             module: Any = self._load() if self.has_weights else self._draw()
         if self.is_universal:
             load_universal(module, self.folder)
+        return self._prepared(module)
+
+    def outline(self) -> nn.Module:
+        """See `base.Workload.outline`: the folder's weights are not read again."""
+        with no_init_weights():
+            module = self._draw()
+        for parameter in module.parameters():
+            parameter._is_hf_initialized = True  # transformers' own mark of weights that have been loaded
+        module.init_weights()  # what is no parameter, and ties
+        return self._prepared(module)
+
+    def _prepared(self, module: Any) -> nn.Module:
         if self.config.train.activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         _keep_buffers(module)

@@ -32,9 +32,13 @@ class LanguageModel(CausalLanguageModel):
         """A new transformer; torch's global random state is neither read nor moved."""
         return self.build_part(seed, None)
 
+    def outline(self) -> nn.Module:
+        """See `base.Workload.outline`."""
+        return self.build_part(None, None)
+
     def build_part(
         self,
-        seed: int,
+        seed: int | None,
         part: Part | None,
         peers: Peers | None = None,
         exchange: Exchange | None = None,
@@ -43,6 +47,8 @@ class LanguageModel(CausalLanguageModel):
         """See `base.SplitWorkload.build_part`; None is the whole."""
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
         module = self._on_meta(part, peers, exchange, sequence)
+        if seed is None:
+            return module
         # as to_empty does it, but that imports a library for symbolic sizes
         module._apply(  # type: ignore[no-untyped-call]  # torch's
             lambda on_meta: torch.empty(on_meta.shape, dtype=on_meta.dtype)

@@ -27,7 +27,7 @@ from elastictrain.errors import ConfigError
 from elastictrain.workloads.base import Batch, Workload
 from elastictrain.workloads.named import load_named, theirs
 
-_NEEDED = ("build", "loss", "take_gauges", "decays", "num_tokens", "evaluate", "generate")
+_NEEDED = ("build", "outline", "loss", "take_gauges", "decays", "num_tokens", "evaluate", "generate")
 
 
 class OwnWorkload(ABC):
@@ -49,6 +49,10 @@ class OwnWorkload(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.create().float().train()
+
+    def outline(self) -> nn.Module:
+        """See `base.Workload.outline`; as `build`, since only you know what else your module draws."""
+        return self.build(self.config.train.seed)
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Matrices and kernels decay; norms and biases, which are vectors, don't."""

@@ -96,7 +96,7 @@ def travel(me: Rank, folder: Path, journey: list[Stop]) -> None:
             group = me.group(number, stop.members)
             group.form()
             assert config.layout(len(stop.members)) == stop.layout
-            engine = build_engine(workload(config), config, stop.layout, group)
+            engine = build_engine(workload(config), config, stop.layout, group, loads_next=number > 0)
             if number:
                 before = folder / f"after{number - 1}"
                 engine.import_state(store.open(number) if stop.durable else FolderSource(before))

@@ -49,7 +49,7 @@ def scaled(me: Rank, folder: Path, stage: int) -> list[dict[tuple[int, int], flo
     for generation in range(2):
         group = me.group(generation, (0, 1))
         group.form()
-        engine = build_engine(workload(config), config, config.layout(2), group)
+        engine = build_engine(workload(config), config, config.layout(2), group, loads_next=generation > 0)
         if generation:
             stored = FolderSource(folder / "3")
             engine.import_state(stored)

@@ -43,7 +43,7 @@ def go(me: Rank, folder: Path, stage: int, plan: list[tuple[int, range, bool]]) 
         group = me.group(len(found) + 10 * stage, (0, 1))
         group.form()
         layout = config.layout(2, size)
-        engine = build_engine(workload(config), config, layout, group)
+        engine = build_engine(workload(config), config, layout, group, loads_next=generation > 0)
         if generation:
             engine.import_state(FolderSource(folder))
             me.meet()

@@ -41,7 +41,7 @@ def twice_and_rebuilt(me: Rank, folder: Path, kinds: list[tuple[int, str]]) -> l
         for steps, resume in ((range(1, 6), False), (range(1, 6), False), (range(1, 4), False), (range(4, 6), True)):
             group = me.group(len(found), (0, 1))
             group.form()
-            engine = build_engine(workload(config), config, config.layout(2), group)
+            engine = build_engine(workload(config), config, config.layout(2), group, loads_next=resume)
             if resume:
                 engine.import_state(FolderSource(states))
             found.append(train(engine, config, me.index, 2, steps))

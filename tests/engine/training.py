@@ -152,7 +152,7 @@ def live_through(
     rank, world_size = me.index - members[0], len(members)
     group = me.group(generation, members)
     group.form()
-    engine = build_engine(workload(config), config, config.layout(world_size), group)
+    engine = build_engine(workload(config), config, config.layout(world_size), group, loads_next=generation > 0)
     if generation:
         engine.import_state(FolderSource(folder / f"after{generation - 1}"))
         save_shard(engine, folder / f"imported{generation}", rank)

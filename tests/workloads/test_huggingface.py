@@ -62,6 +62,24 @@ def batch() -> dict[str, Tensor]:
     return {"tokens": torch.tensor(list(text)).view(8, SEQ_LEN + 1)}
 
 
+@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config", "GPTNeoXConfig"])
+def test_an_outline_is_the_model_but_for_what_its_weights_hold(tmp_path: Path, kind: str) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    getattr(transformers, kind)(**sizes, max_position_embeddings=64, tie_word_embeddings=True).save_pretrained(tmp_path)
+    model = workload(tmp_path)
+    model.build(3).save_pretrained(tmp_path)  # type: ignore[operator]  # transformers'
+    whole, outline = workload(tmp_path).build(3), workload(tmp_path).outline()
+    assert [(n, p.shape) for n, p in whole.named_parameters()] == [(n, p.shape) for n, p in outline.named_parameters()]
+    assert not all(torch.equal(p, q) for p, q in zip(whole.parameters(), outline.parameters(), strict=True))
+    with torch.no_grad():
+        for p, q in zip(outline.parameters(), whole.parameters(), strict=True):
+            p.copy_(q)
+    buffers = dict(whole.named_buffers())
+    assert all(torch.equal(buffers.pop(name), buffer) for name, buffer in outline.named_buffers())
+    assert not buffers
+    assert model.loss(outline.eval(), batch()).item() == model.loss(whole.eval(), batch()).item()
+
+
 def test_a_llama_trains_through_the_same_calls(llama: Path) -> None:
     model = workload(llama)
     module = model.build(0)

@@ -55,7 +55,7 @@ def test_the_example_is_the_same_on_every_rank_and_learns_from_all_samples() -> 
         (f"{DIGITS}:Letters", "has nothing named Letters"),
         (f"{DIGITS}:__name__", "has a str, which can't be called,"),
         (f"{DIGITS}:nn.Module", "must match"),
-        ("builtins:repr", "makes a str without build, loss"),
+        ("builtins:repr", "makes a str without build, outline, loss"),
     ],
 )
 def test_what_is_no_workload_is_refused(named: str, says: str) -> None:

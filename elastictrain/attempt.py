@@ -41,8 +41,8 @@ _TOO_LATE = "planned fault {} ({} at step {}) will not strike: train.steps is {}
 
 
 _UNWRITTEN = (
-    "{}. Training goes on, and what it tells is written when there is room; meanwhile `elastictrain status` shows an "
-    "older moment, and so would a crash find one"
+    "{}. Training goes on, and what it tells is written when there is room. Until then `elastictrain status` shows an "
+    "older moment, and after a crash the run would go on from an older one"
 )
 _WRITTEN = "the journal is whole again"
 _OTHER_RATES = (

@@ -73,21 +73,26 @@ class PlainLines:
         self._every_s = every_s
         self._narrator = Narrator()
         self._last: Status | None = None
+        self._told = ""
 
     def on_event(self, event: Event) -> None:
         """Write the event's sentence."""
         sentence = self._narrator.tell(event)
         if sentence is not None:
+            self._told = sentence
             self._write(sentence)
 
     def on_status(self, status: Status) -> None:
         """Write the state's line when it is due."""
-        last, line = self._last, status_line(status)
-        same = last is not None and last.status == status.status
-        if last and same and (status.updated_at - last.updated_at < self._every_s or line == status_line(last)):
-            return
+        last = self._last
+        if last is not None and last.status == status.status:
+            # goodput changes while nothing happens
+            nothing_new = status_line(replace(status, goodput=last.goodput)) == status_line(last)
+            if nothing_new or status.updated_at - last.updated_at < self._every_s:
+                return
         self._last = status
-        self._write(status_line(replace(status, message="")) if last and last.message == status.message else line)
+        known = (last is not None and last.message == status.message) or status.message in self._told
+        self._write(status_line(replace(status, message="") if known else status))
 
     def close(self) -> None:
         """Nothing to undo: every line is flushed as it is written."""

@@ -31,7 +31,7 @@ from elastictrain.events import (
 )
 from elastictrain.plan.layout import Layout
 from elastictrain.status import Status
-from elastictrain.tracking.wording import bytes_text, count_text, seconds_text, skip_text
+from elastictrain.tracking.wording import bytes_text, count_text, seconds_text, skip_text, source_text
 
 
 class Narrator:
@@ -83,8 +83,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             return f"{_step(event.step)}rank {event.rank} (node {event.node}) is slow: it works {slower}, {times}"
         case Recovered():
             took = "" if fault_at is None else f" in {seconds_text(event.at - fault_at)}"
-            lost = f"{count_text(event.lost_steps, 'step')} lost"
-            return f"{_step(event.first_step)}recovered{took} from {event.source}, {lost}, {event.continuation}"
+            lost, source = f"{count_text(event.lost_steps, 'step')} lost", source_text(event.source)
+            return f"{_step(event.first_step)}recovered{took} from {source}, {lost}, {event.continuation}"
         case CheckpointWritten():
             size = bytes_text(event.num_bytes)
             if event.origin:

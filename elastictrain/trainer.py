@@ -18,14 +18,12 @@ import ray
 from ray.exceptions import RayError
 
 from elastictrain.attempt import FLUSH_TIMEOUT_S, REPORT, Attempt, steps_done, write_report
-from elastictrain.checkpoint.of_run import checkpoints_of, signer_of
+from elastictrain.checkpoint.of_run import checkpoints_of
 from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
-from elastictrain.data.corpus import find_documents
 from elastictrain.data.prepare import prepare
 from elastictrain.data.samples import look_at_named, refuse_other_samples
-from elastictrain.data.tokenizer import given_tokenizer
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
 from elastictrain.events import (
     Cause,
@@ -36,6 +34,7 @@ from elastictrain.events import (
     RunEnded,
     Warned,
 )
+from elastictrain.inputs import check_inputs
 from elastictrain.plan.auto import rung_of
 from elastictrain.planning import plans_of
 from elastictrain.progress import PlainLines, ProgressListener
@@ -52,13 +51,17 @@ from elastictrain.tracking.deliver import Deliverer, is_delivered
 from elastictrain.tracking.journal import JournalReader
 from elastictrain.tracking.report import build_report
 from elastictrain.tracking.wording import count_text
-from elastictrain.workloads import build_workload, check_model_folder
+from elastictrain.workloads import build_workload
 
 SAVE_TIMEOUT_S = 600.0
 _AGAIN = "the run goes on from {}: {} that were done before, up to step {}, are done again"
 _STILL_LEANER = (
     "the run goes on with {}, to which it has come for lack of memory. Another train.micro_batch, "
     "train.activation_checkpointing, parallel.* or cluster.device_memory is tried as it is."
+)
+_UNSAVED = (
+    "the run is {}, but its last state could not be written to {}: see the warnings above. Make room there and submit "
+    "again: it goes on from step {}, the last that is durable."
 )
 _PLACES = {"fresh": "its beginning", "durable": "the checkpoint of step {}", "memory": "step {} in memory"}
 
@@ -110,6 +113,7 @@ class ElasticTrainer:
         traceback when the model or data code keeps failing; InfrastructureError when the cluster can't go on.
         """
         check_inputs(self.config)
+        check_branch(self.config)
         self._home = RunHome(self.config)
         self._told = JournalReader(self._home.folder)
         with stopping() as self._stop, self._home.locked():
@@ -185,13 +189,11 @@ class ElasticTrainer:
             end = supervisor.run()
             supervisor.show("finishing")
             saved = supervisor.save_newest(SAVE_TIMEOUT_S)
+            done, kept = live.step, max((stored.step for stored in store.list()), default=0)
+            if end.status in ("complete", "stopped") and not saved and done > kept:
+                what = "trained" if end.status == "complete" else f"stopped at step {done}"
+                raise InfrastructureError(_UNSAVED.format(what, store.uri(done), kept))
             if end.status == "complete":
-                if not saved:
-                    raise InfrastructureError(
-                        f"the run is trained, but its last state could not be written to "
-                        f"{store.uri(config.train.steps)}: see the warnings above. Make room there and submit "
-                        f"again: it goes on from the last checkpoint."
-                    )
                 self._evaluate(supervisor, emit)
             return end
         finally:
@@ -290,16 +292,6 @@ class ElasticTrainer:
             evaluation=evaluation,
             report_data=report,
         )
-
-
-def check_inputs(config: TrainConfig) -> None:
-    """Raise ConfigError or DataError when corpus, model folder, named code, tokenizer or signing key can't serve."""
-    signer_of(config)
-    if config.data.samples is None:
-        find_documents(config.data)
-    check_model_folder(config)
-    given_tokenizer(config)
-    check_branch(config)
 
 
 def _is_complete(events: list[Event], steps: int) -> bool:

@@ -132,7 +132,7 @@ def test_a_recovery_counts_from_the_first_fault_behind_it() -> None:
     assert first == "step 61  recovered in 0.31 s from memory, 1 step lost, bit_exact"
     narrator.tell(replace(failure(Cause("signal", "SIGKILL")), at=FAULT_AT + 10))
     second = narrator.tell(Recovered(FAULT_AT + 10.5, 2, 70, 0, "durable", "order_exact"))
-    assert second == "step 70  recovered in 0.50 s from durable, 0 steps lost, order_exact"
+    assert second == "step 70  recovered in 0.50 s from a checkpoint, 0 steps lost, order_exact"
 
 
 def test_the_state_in_a_line() -> None:
@@ -170,6 +170,26 @@ def test_a_message_that_stays_is_told_once() -> None:
     for number in range(3):
         lines.on_status(replace(STATUS, step=60 + number, updated_at=10.0 * number, message="no room"))
     assert [line.endswith("no room") for line in stream.getvalue().splitlines()] == [True, False, False]
+
+
+def test_goodput_alone_is_no_news_and_a_warning_is_told_once() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream, every_s=5)
+    lines.on_event(Warned(0, "storage", "no room on the disk"))
+    for number in range(3):
+        lines.on_status(
+            replace(
+                STATUS,
+                status="starting",
+                goodput=0.5 - number / 10,
+                updated_at=10.0 * number,
+                message="no room on the disk",
+            )
+        )
+    warning, status = stream.getvalue().splitlines()
+    assert warning == "warning, storage: no room on the disk"
+    assert "starting" in status
+    assert "no room" not in status
 
 
 def test_a_pipe_gets_plain_lines_at_once() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastictrain.sentences import percent
 from elastictrain.tracking.redact import redact
-from elastictrain.tracking.wording import count_text, energy_text, seconds_text, who_text
+from elastictrain.tracking.wording import count_text, energy_text, seconds_text, source_text, who_text
 
 if TYPE_CHECKING:
     from elastictrain.trainer import Result
@@ -124,7 +124,8 @@ def _failures(report: Report) -> str:
         line = f"step {failure['step']}  {who_text(failure)} on node {failure['node']}: {failure['cause']['message']}"
         line += f"; detected in {seconds_text(failure['detected_s'])}"
         if failure["recovered_s"] is not None:
-            line += f", first new step after {seconds_text(failure['recovered_s'])} from {failure['source']}"
+            took, source = seconds_text(failure["recovered_s"]), source_text(failure["source"])
+            line += f", first new step after {took} from {source}"
             line += f", {count_text(failure['lost_steps'], 'step')} lost, {failure['continuation']}"
         lines.append(line)
         if failure["recovered_s"] is None and failure["cause"]["traceback"]:

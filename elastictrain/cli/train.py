@@ -28,21 +28,11 @@ def train(
 ) -> None:
     """Train a run, or continue it."""
     from elastictrain.config import TrainConfig
+    from elastictrain.inputs import check_inputs
 
     resolved = TrainConfig.load(config, overrides or [])
     if dry_run:
-        from elastictrain.data.corpus import find_documents
-        from elastictrain.data.tokenizer import given_tokenizer
-        from elastictrain.workloads import check_model_folder
-
-        if resolved.checkpoint.signing_key_file is not None:
-            from elastictrain.checkpoint.of_run import signer_of
-
-            signer_of(resolved)
-        if resolved.data.samples is None:
-            find_documents(resolved.data)
-        check_model_folder(resolved)
-        given_tokenizer(resolved)
+        check_inputs(resolved)
         typer.echo(resolved.to_yaml(), nl=False)
         return
     raise typer.Exit(run_training(resolved))
@@ -54,7 +44,10 @@ def run_training(config: TrainConfig) -> int:
     Raises what ElasticTrainer.fit raises.
     """
     from elastictrain.cli.summary import ended_at, summary
+    from elastictrain.inputs import check_inputs
     from elastictrain.progress import progress_on
+
+    check_inputs(config)  # before seconds of imports
     from elastictrain.trainer import ElasticTrainer
 
     begun_at = time.time()

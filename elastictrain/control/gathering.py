@@ -17,6 +17,8 @@ from elastictrain.events import Cause
 
 NOTICE_S = 5.0
 """A shortage of workers that lasts so long is told."""
+NODES_S = 30.0
+"""And one so long while no node is there yet: what watches it comes up, which on a busy machine takes a while."""
 
 
 def proceed(state: State, now: float) -> Decision:
@@ -86,7 +88,8 @@ def _gather(state: State, now: float) -> Decision:
         return give_up(state, Cause("resources", missing))
     if not state.size and not state.coming and waited > NOTICE_S and state.left_alone:
         return replace(state, left_alone=False), [Readmit()]
-    if not state.size and not state.coming and waited > NOTICE_S and "waiting" not in state.warned:
+    patience_s = NOTICE_S if state.nodes else NODES_S
+    if not state.size and not state.coming and waited > patience_s and "waiting" not in state.warned:
         message = f"waiting for room for {fewest} workers; the cluster has room for {room}"
         return replace(state, warned=state.warned | {"waiting"}), [Warn("waiting", message)]
     return state, []

@@ -113,7 +113,9 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
         case Paused() if current and state.pausing:
             size = len(state.members)
             changed = (
-                f"resize from {size} workers" if (state.seated or 0) > size else "ranks move to slots of their own"
+                f"resize from {size} worker{'s' * (size > 1)}"
+                if (state.seated or 0) > size
+                else "ranks move to slots of their own"
             )
             return fence(state, parting_words(state) or changed)
         case Fenced(generation, restore) if state.phase == "fencing" and generation == state.generation:

@@ -133,7 +133,7 @@ def _near(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.7)
     if near:
         return f" Did you mean {' or '.join(str(parent / name) for name in near)}?"
-    return f" {parent.absolute()} has nothing named {path.name}."
+    return f" There is no {path.name} in {parent.absolute()}."
 
 
 def _document(root: str, path: str) -> Document:

@@ -157,7 +157,9 @@ def driver_death(events: Sequence[Event]) -> FailureDetected | None:
         ranks=(),
         node=started.environment.get("host", ""),
         pid=int(pid) if pid.isdigit() else 0,
-        cause=Cause("unknown", "the driver went without a word: killed, or its machine is gone"),
+        cause=Cause(
+            "unknown", "the driver went without a word: killed, its machine is gone, or it could not write its end"
+        ),
         step=steps[-1].step + 1 if steps else 1,
     )
 

@@ -22,6 +22,7 @@ import ray
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.inputs import check_inputs
 from elastictrain.runtime.cluster import connected
 from elastictrain.runtime.home import is_driven, settled
 from elastictrain.runtime.stopping import stopping
@@ -30,7 +31,6 @@ from elastictrain.sweep.parent import ParentRun
 from elastictrain.sweep.record import SweepRecord
 from elastictrain.sweep.shares import Shares, sizes_of
 from elastictrain.sweep.space import Sweep
-from elastictrain.trainer import check_inputs
 
 MAX_FAILURES = 3
 """Times that a trial whose process is gone is gone on with."""

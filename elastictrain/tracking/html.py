@@ -25,6 +25,7 @@ from elastictrain.tracking.wording import (
     layout_text,
     seconds_text,
     skip_text,
+    source_text,
     who_text,
 )
 
@@ -257,7 +258,9 @@ def _failures(report: Report) -> str:
                 seconds_text(failure["detected_s"]),
                 seconds_text(failure["recovered_s"]),
                 "–" if failure["lost_steps"] is None else str(failure["lost_steps"]),
-                escape(f"{failure['continuation']} from {failure['source']}") if failure["source"] else "not recovered",
+                escape(f"{failure['continuation']} from {source_text(failure['source'])}")
+                if failure["source"]
+                else "not recovered",
             )
         )
     head = (">at", ">step", "cause", "where", ">detected", ">recovered", ">lost steps", "continued")

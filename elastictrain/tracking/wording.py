@@ -58,6 +58,11 @@ def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def source_text(source: str) -> str:
+    """Where a generation's state came from: 'memory', 'a checkpoint' or 'the beginning'."""
+    return {"durable": "a checkpoint", "fresh": "the beginning"}.get(source, source)
+
+
 def who_text(failure: dict[str, Any]) -> str:
     """Who failed, of a report's failure: 'rank 1', 'rank 0, 1', 'the driver', or 'all ranks' where it is nobody's."""
     if failure["ranks"]:

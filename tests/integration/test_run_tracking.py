@@ -61,6 +61,15 @@ def test_a_full_disk(product: Product, small_disk: Path, undisturbed: Report) ->
     running = product.begin("full", *overrides, storage=small_disk)
     running.until("a checkpoint", lambda: says(running, "checkpoint written"))
     with full(small_disk):
+        running.until("a checkpoint that fails", lambda: says(running, "checkpoint not written"))
+        ended = running.stop()
+    assert ended.code == 5
+    assert "the run is stopped at step" in ended.err
+    assert "it goes on from step" in ended.err
+
+    running = product.begin("full", *overrides, storage=small_disk)
+    running.until("a checkpoint", lambda: says(running, "checkpoint written"))
+    with full(small_disk):
         ended = running.end()
     assert ended.code == 5
     assert "its last state could not be written" in ended.err

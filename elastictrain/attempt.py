@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -128,9 +128,10 @@ class Attempt:
             if not (self.watch.hear(delivery, over=True) and delivery.done):  # the news of it is delivered too
                 return run_id or None
 
-    def events(self) -> list[Event]:
+    def events(self) -> Sequence[Event]:
         """All that was told of the run until now, also what a full disk has refused."""
-        return [*self._told.events(), *(self._journal.unwritten if self._journal else [])]
+        unwritten = self._journal.unwritten if self._journal else []
+        return [*self._told.events(), *unwritten] if unwritten else self._told.events()
 
     def close(self) -> None:
         """Write the report and close the journal; or, where nothing has begun, leave all as it was before."""
@@ -163,12 +164,12 @@ class Attempt:
         return live
 
 
-def steps_done(events: list[Event]) -> int:
+def steps_done(events: Sequence[Event]) -> int:
     """The last step that these events tell of; 0 before the first."""
     return max((e.step for e in events if isinstance(e, StepCommitted)), default=0)
 
 
-def other_rates(earlier: list[Event], config: TrainConfig) -> str:
+def other_rates(earlier: Sequence[Event], config: TrainConfig) -> str:
     """What another train.steps changes about the steps that a run has still before it; empty for nothing."""
     begun = next((e for e in reversed(earlier) if isinstance(e, RunStarted)), None)
     step = steps_done(earlier) + 1
@@ -180,7 +181,7 @@ def other_rates(earlier: list[Event], config: TrainConfig) -> str:
     return "" if now == before else _OTHER_RATES.format(steps, config.train.steps, now, step, before)
 
 
-def write_report(home: RunHome, events: list[Event], emit: Callable[[Event], None]) -> None:
+def write_report(home: RunHome, events: Sequence[Event], emit: Callable[[Event], None]) -> None:
     """Write the run's report into its folder. Where there is no room for it, a warning says so."""
     path = home.folder / REPORT
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -267,7 +267,7 @@ class ElasticTrainer:
                 TrackingWatch(self._progress.on_event).hear(delivery, over=True)
         return deliverer.run_id or None
 
-    def _result(self, events: list[Event], run_id: str | None) -> Result:
+    def _result(self, events: Sequence[Event], run_id: str | None) -> Result:
         report = build_report(events, delivered=is_delivered(self._home.folder))
         kept = [c for c in report["checkpoints"] if not c["removed"]]
         metrics = {f"perf/{key}": value for key, value in report["throughput"].items()}
@@ -294,12 +294,12 @@ class ElasticTrainer:
         )
 
 
-def _is_complete(events: list[Event], steps: int) -> bool:
+def _is_complete(events: Sequence[Event], steps: int) -> bool:
     last = next((e for e in reversed(events) if isinstance(e, RunEnded)), None)
     return last is not None and last.status == "complete" and last.step >= steps
 
 
-def _refuse_fewer_steps(events: list[Event], steps: int) -> None:
+def _refuse_fewer_steps(events: Sequence[Event], steps: int) -> None:
     done = steps_done(events)
     if done > steps:
         raise RunConflictError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from elastictrain.status import Status
 if TYPE_CHECKING:
     from elastictrain.events import Event
     from elastictrain.storage import Storage
+    from elastictrain.tracking.event_log import EventLog
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,25 @@ class StoredRun:
 
         return is_driven(self.storage.local)
 
-    def events(self) -> list[Event]:
+    def events(self) -> EventLog:
         """The whole journal."""
-        from elastictrain.tracking.journal import read_journal
+        from elastictrain.tracking.event_log import EventLog
+
+        return EventLog(self.history())
+
+    def history(self) -> Iterator[Event]:
+        """The whole journal, one event at a time."""
+        from elastictrain.tracking.journal import history
 
         if self.storage.local is not None:
-            return read_journal(self.storage.local)
+            yield from history(self.storage.local)
+            return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "journal")
             copy.mkdir()
             for name in self.storage.list("journal"):
                 (copy / name).write_bytes(self.storage.read(f"journal/{name}"))
-            return read_journal(Path(folder))
+            yield from history(Path(folder))
 
     @property
     def delivered(self) -> bool:

@@ -1,13 +1,14 @@
 """`elastictrain top`: a run as it goes on, redrawn every second, from what `status` and `report` read.
 
-It reads the run's files and asks nobody, so it costs the run nothing and may be left open. The ledger is folded again
-so seldom that it takes a tenth of a core at most, however long the run is.
+It reads the run's files and asks nobody, so it costs the run nothing and may be left open: what it holds of the events
+does not grow with the run's steps.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from elastictrain.events import Event
+    from elastictrain.events import Event, RanksTimed
     from elastictrain.tracking.ledger import Goodput
 
 REDRAW_S = 1.0
 FETCH_S = 10.0
 """Between two looks at the journal of a run in an object store: each fetches all of it."""
-LEDGER_SHARE = 0.1
 NUM_RECENT = 6
 NUM_RANKS = 8
 BAR_WIDTH = 60
@@ -88,11 +88,14 @@ class View:
 
     def __init__(self, run: StoredRun) -> None:
         self._run = run
-        self._events: list[Event] = []
+        from elastictrain.tracking.metrics import Latest
+        from elastictrain.tracking.running_ledger import RunningLedger
+
         self._position: object = None
+        self._num_read = 0
         self._narrator, self._recent = Narrator(), list[str]()
-        self._ledger: Goodput | None = None
-        self._look_at = self._fold_at = 0.0
+        self._latest, self._ledger = Latest(), RunningLedger(run.history)
+        self._look_at = 0.0
         self.status = Status.beginning(run.name, time.time())
 
     def draw(self) -> RenderableType:
@@ -105,42 +108,41 @@ class View:
         self.status = self._run.status() or self.status
         self._read()
         parts: list[RenderableType] = [status_table(self.status, tuple(self._recent))]
-        if self._ledger is not None and self._ledger.wall_s:
-            parts += [Text(), ledger_bar(self._ledger)]
-        if ranks := list(rank_bars(self._events, self.status.generation)):
+        ledger = self._ledger.goodput(None if self.status.ended else time.time())
+        if ledger.wall_s:
+            parts += [Text(), ledger_bar(ledger)]
+        if ranks := list(rank_bars(self._latest.timed, self.status.generation)):
             parts += [Text(), *ranks]
         age_s = max(0.0, time.time() - self.status.updated_at)
         parts += [Text(), Text(f"written {seconds_text(age_s)} ago, attempt {self.status.attempt}", style="dim")]
         return Group(*parts)
 
     def _read(self) -> None:
-        """Take in what the journal has more, and fold the ledger anew when it is time."""
-        from elastictrain.tracking.ledger import goodput
+        """Take in what the journal has more."""
+        if time.monotonic() < self._look_at:
+            return
+        for event in self._new_events():
+            self._num_read += 1
+            self._latest.add(event)
+            self._ledger.add(event)
+            if told := self._narrator.tell(event):
+                self._recent = [*self._recent, told][-NUM_RECENT:]
 
-        now = time.monotonic()
-        if now >= self._look_at:
-            new = self._new_events()
-            self._events += new
-            told = filter(None, map(self._narrator.tell, new))
-            self._recent = [*self._recent, *told][-NUM_RECENT:]
-        if now >= self._fold_at and self._events:
-            self._ledger = goodput(self._events, None if self.status.ended else time.time())
-            done = time.monotonic()
-            self._fold_at = done + (done - now) / LEDGER_SHARE
-
-    def _new_events(self) -> list[Event]:
-        from elastictrain.tracking.journal import Position, tail
+    def _new_events(self) -> Iterator[Event]:
+        from elastictrain.tracking.journal import Position, follow
 
         local = self._run.storage.local
         if local is None:
             self._look_at = time.monotonic() + FETCH_S
-            return self._run.events()[len(self._events) :]
+            yield from islice(self._run.history(), self._num_read, None)
+            return
         start = self._position if isinstance(self._position, Position) else Position()
         try:
-            new, self._position = tail(local, start)
+            for event, position in follow(local, start):
+                self._position = position
+                yield event
         except FileNotFoundError:
             raise DataError(f"run {self._run.name} is gone from {self._run.storage.uri}") from None
-        return new
 
 
 def ledger_bar(ledger: Goodput) -> Text:
@@ -162,13 +164,10 @@ def ledger_bar(ledger: Goodput) -> Text:
     return bar.append("\n").append_text(words)
 
 
-def rank_bars(events: Sequence[Event], generation: int) -> Iterator[Text]:
+def rank_bars(timed: RanksTimed | None, generation: int) -> Iterator[Text]:
     """The slowest ranks of the generation by their own work, while there is more than one to compare."""
     from rich.text import Text
 
-    from elastictrain.events import RanksTimed
-
-    timed = next((e for e in reversed(events) if isinstance(e, RanksTimed)), None)
     if timed is None or timed.generation != generation or len(timed.own_s) < 2:
         return
     slowest = sorted(range(len(timed.own_s)), key=lambda rank: -timed.own_s[rank])[:NUM_RANKS]

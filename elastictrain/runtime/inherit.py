@@ -39,7 +39,7 @@ def find_heir(
 
     `headers` are of these states and of any other snapshots that are known of.
     """
-    told = {event.step: event for event in committed_steps(earlier).standing}
+    told = committed_steps(earlier).by_step
     newest = max((e.index for e in earlier if isinstance(e, GenerationStarted)), default=None)
     by_generation: dict[int, list[ShardHeader]] = {}
     for header in headers:

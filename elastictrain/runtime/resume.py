@@ -8,6 +8,7 @@ Checkpoints are read through, to verify them, only where one may be needed: a la
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +41,7 @@ from elastictrain.runtime.protocol import FaultAnnounced, RestoreFrom
 from elastictrain.state.tensors import LogicalTensor
 from elastictrain.tracking.attempts import split_attempts
 from elastictrain.tracking.committed import committed_steps, doubt, written_checkpoints
+from elastictrain.tracking.event_log import EventLog
 from elastictrain.tracking.in_force import layout_in_force
 
 Emit = Callable[[Event], None]
@@ -87,7 +89,7 @@ def next_generation(earlier: Sequence[Event]) -> int:
 
 def start_point(
     config: TrainConfig,
-    earlier: list[Event],
+    earlier: Sequence[Event],
     estate: Estate | None,
     recorded: Callable[[], dict[int, str] | None],
     store: CheckpointStore,
@@ -97,7 +99,7 @@ def start_point(
 
     `recorded` asks MLflow for its checkpoints, as for `newest_usable`; a first attempt asks nobody.
     """
-    told = [*earlier]
+    told = EventLog(earlier)
 
     def tell(event: Event) -> None:
         told.append(event)
@@ -125,7 +127,7 @@ def start_point(
         fired=fired,
         in_force=layout_in_force(earlier, config),
     )
-    standing = {e.step: e for e in committed_steps(told).standing}
+    standing = committed_steps(told).by_step
     if heir is not None and estate is not None:
         start = _from_memory(start, heir, estate, standing, told)
         if found is None and (untold := _untold_checkpoint(told, store)) is not None:
@@ -135,7 +137,8 @@ def start_point(
         restore = RestoreFrom("durable", found.step)
         start = replace(start, restore=restore, sample_chain=manifest.sample_chain, layout=dict(manifest.layout))
     step = start.restore.step
-    seen = tuple((e.loss, e.skipped is not None) for s, e in standing.items() if s <= step)[-WINDOW:]
+    last = deque((s for s in standing if s <= step), WINDOW)
+    seen = tuple((standing[s].loss, standing[s].skipped is not None) for s in last)
     done = max([*standing, estate.updated_step(newest) if estate else 0], default=0)
     return replace(start, seen=seen, lost_steps=max(done - step, 0) if death else None)
 
@@ -184,7 +187,7 @@ def _untold(
 
 
 def _durable(
-    earlier: list[Event],
+    earlier: Sequence[Event],
     recorded: Callable[[], dict[int, str] | None],
     store: CheckpointStore,
     emit: Emit,
@@ -202,7 +205,7 @@ def _durable(
         return None
 
 
-def _untold_checkpoint(told: list[Event], store: CheckpointStore) -> CheckpointWritten | None:
+def _untold_checkpoint(told: Sequence[Event], store: CheckpointStore) -> CheckpointWritten | None:
     """The newest checkpoint, if the last driver completed it and did not live to tell."""
     newest = next(iter(store.list()), None)
     if newest is None or newest.step in written_checkpoints(told) or doubt(told, newest.manifest):
@@ -233,7 +236,7 @@ def _from_memory(
 
 
 def newest_usable(
-    earlier: list[Event], recorded: dict[int, str] | None, store: CheckpointStore, emit: Emit
+    earlier: Sequence[Event], recorded: dict[int, str] | None, store: CheckpointStore, emit: Emit
 ) -> StoredCheckpoint | None:
     """The checkpoint to go on from, None where none was ever completed; what is newer and can't be used is set aside.
 

@@ -42,7 +42,7 @@ class Tracker:
         self._deliverer = Deliverer(Path(folder), uri, experiment, run, parent)
         self._lock = threading.Lock()
         self._last = Delivery(done=False)
-        self._exporter = Exporter(Path(folder), run, self._told, ray_gauges())
+        self._exporter = Exporter(Path(folder), run, ray_gauges())
         for work in (self._deliver_for_ever, self._export_for_ever):
             threading.Thread(target=work, name=work.__name__.split("_")[1], daemon=True).start()
 
@@ -56,10 +56,6 @@ class Tracker:
             time.sleep(EVERY_S)
             with suppress(DataError):  # the delivery tells of a journal that is damaged
                 self._exporter.export()
-
-    def _told(self) -> list[Event]:
-        with self._lock:
-            return self._deliverer.told()
 
     def _deliver(self, timeout_s: float) -> Delivery:
         with self._lock:

@@ -6,8 +6,10 @@ in the order of `CLAIMS`. A step is one claim, which the ledger divides by what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from math import inf
 from typing import NamedTuple
 
@@ -40,49 +42,56 @@ class Span(NamedTuple):
     start: float
     stop: float
     claim: str
-    step: StepCommitted | None = None
-    """Of a claim of a step that stands."""
+    place: int = -1
+    """Of a step that stands: its place among the run's events."""
 
 
-def claims_of(attempt: Attempt, undone: set[int]) -> Iterator[Span]:
-    """Every claim of one attempt's events on its time; `undone` has the ids of the steps that did not stay."""
-    steps = [e for e in attempt.events if isinstance(e, StepCommitted)]
-    failures = [e for e in attempt.events if isinstance(e, FailureDetected) and e.kind != DRIVER_LOST]  # that is `down`
-    generations = [e for e in attempt.events if isinstance(e, GenerationStarted)]
-    evaluations = [e for e in attempt.events if isinstance(e, Evaluated)]
-    first_step_at = min((s.begun_at for s in steps), default=attempt.ended_at)
-    yield Span(attempt.begun_at, first_step_at, "startup")
-    for step in steps:
-        if id(step) in undone:
-            yield Span(step.begun_at, step.finished_at, "lost")
+class _Steps:
+    """What the claims need of an attempt's steps, 32 bytes each."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.places, self.generations = array("q"), array("q")
+        self.begun_at, self.finished_at = array("d"), array("d")
+        for place, event in zip(attempt.events.places, attempt.events):
+            if isinstance(event, StepCommitted):
+                self.places.append(place)
+                self.generations.append(event.generation)
+                self.begun_at.append(event.begun_at)
+                self.finished_at.append(event.finished_at)
+
+
+def claims_of(attempt: Attempt, undone: Container[int]) -> Iterator[Span]:
+    """Every claim of one attempt's events on its time; `undone` has the places of the steps that did not stay."""
+    steps = _Steps(attempt)
+    failures = [e for e in attempt.others if isinstance(e, FailureDetected) and e.kind != DRIVER_LOST]  # it is `down`
+    generations = [e for e in attempt.others if isinstance(e, GenerationStarted)]
+    evaluations = [e for e in attempt.others if isinstance(e, Evaluated)]
+    yield Span(attempt.begun_at, min(steps.begun_at, default=attempt.ended_at), "startup")
+    for begun_at, finished_at, place in zip(steps.begun_at, steps.finished_at, steps.places):
+        if place in undone:
+            yield Span(begun_at, finished_at, "lost")
         else:
-            yield Span(step.begun_at, step.finished_at, "step", step)
-    busy = [s.finished_at for s in steps] + [g.at for g in generations]
+            yield Span(begun_at, finished_at, "step", place)
     for evaluation in evaluations:
+        busy = chain(steps.finished_at, (g.at for g in generations))
         begun_at = max((t for t in busy if t <= evaluation.at), default=evaluation.at)
         yield Span(begun_at, evaluation.at, "evaluation")
-    worked = [s.finished_at for s in steps] + [f.detected_at for f in failures] + [e.at for e in evaluations]
+    worked = chain(steps.finished_at, (f.detected_at for f in failures), (e.at for e in evaluations))
     stop_at = max(worked, default=attempt.ended_at) if attempt.ending else attempt.ended_at
     yield Span(stop_at, attempt.ended_at, "shutdown")
     yield from _changes(failures, generations, steps, stop_at)
 
 
 def _changes(
-    failures: Sequence[FailureDetected],
-    generations: Sequence[GenerationStarted],
-    steps: Sequence[StepCommitted],
-    stop_at: float,
+    failures: Sequence[FailureDetected], generations: Sequence[GenerationStarted], steps: _Steps, stop_at: float
 ) -> Iterator[Span]:
     """From one generation to the next: the step in flight that is lost, the time to notice, the time to go on."""
     ends: dict[int, float] = {g.index: g.at for g in generations}
     resumes: dict[int, float] = {}
-    for step in steps:
-        ends[step.generation] = max(ends.get(step.generation, -inf), step.finished_at)
-        resumes[step.generation] = min(resumes.get(step.generation, inf), step.begun_at)
-
-    def resumed_after(generation: int) -> float:
-        return min((at for g, at in resumes.items() if g > generation), default=stop_at)
-
+    for generation, begun_at, finished_at in zip(steps.generations, steps.begun_at, steps.finished_at):
+        ends[generation] = max(ends.get(generation, -inf), finished_at)
+        resumes[generation] = min(resumes.get(generation, inf), begun_at)
+    resumed = _Resumed(resumes, stop_at)
     faults: dict[int, float] = {}
     for failure in failures:
         faults[failure.generation] = min(faults.get(failure.generation, inf), failure.at)
@@ -90,7 +99,22 @@ def _changes(
         yield Span(ends.get(generation, fault_at), fault_at, "lost")
     for failure in failures:
         yield Span(failure.at, failure.detected_at, "detection")
-        yield Span(failure.detected_at, resumed_after(failure.generation), "recovery")
+        yield Span(failure.detected_at, resumed.after(failure.generation), "recovery")
+    failed = sorted(faults)
     for before, after in pairwise(generations):
-        if not any(before.index <= failed < after.index for failed in faults):
-            yield Span(ends[before.index], resumed_after(before.index), "resize")
+        first = bisect_left(failed, before.index)
+        if first == len(failed) or failed[first] >= after.index:
+            yield Span(ends[before.index], resumed.after(before.index), "resize")
+
+
+class _Resumed:
+    """When the run went on after a generation: O(log generations) to ask."""
+
+    def __init__(self, resumes: Mapping[int, float], never: float) -> None:
+        self._generations = sorted(resumes)
+        from_here = accumulate((resumes[g] for g in reversed(self._generations)), min)
+        self._at = [*reversed([*from_here]), never]
+
+    def after(self, generation: int) -> float:
+        """The first moment of a step of any later generation; `never` without one."""
+        return self._at[bisect_right(self._generations, generation)]

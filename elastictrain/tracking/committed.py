@@ -6,38 +6,68 @@ longer part of the run. Everything that speaks of "the run's steps" folds throug
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from typing import cast
 
 from elastictrain.events import CheckpointRemoved, CheckpointWritten, Event, GenerationStarted, StepCommitted
 from elastictrain.state.manifest import Manifest
+from elastictrain.tracking.event_log import View
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The steps in step order, and those that a roll-back took away."""
+    """The steps in step order, and those that a roll-back took away; by their places among the events."""
 
-    standing: tuple[StepCommitted, ...]
-    undone: tuple[StepCommitted, ...]
+    standing: View[StepCommitted]
+    undone: View[StepCommitted]
+    by_step: Mapping[int, StepCommitted]
+    """Those that stand, in step order."""
 
 
-def committed_steps(events: Iterable[Event]) -> Committed:
-    """Fold the events, in journal order."""
-    standing: list[StepCommitted] = []
-    undone: list[StepCommitted] = []
+class _ByStep(Mapping[int, StepCommitted]):
+    """Looks a step up in O(log steps), and holds no copy of it."""
+
+    def __init__(self, numbers: Sequence[int], steps: Sequence[StepCommitted]) -> None:
+        self._numbers, self._steps = numbers, steps
+
+    def __getitem__(self, step: int) -> StepCommitted:
+        at = bisect_left(self._numbers, step)
+        if at == len(self._numbers) or self._numbers[at] != step:
+            raise KeyError(step)
+        return self._steps[at]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def committed_steps(events: Sequence[Event]) -> Committed:
+    """Fold the events, in journal order; 16 bytes a step. Of a view, the places are those in what it views."""
+    standing, steps = array("q"), array("q")
+    undone = array("q")
 
     def roll_back(first_step: int) -> None:
-        while standing and standing[-1].step >= first_step:
+        while steps and steps[-1] >= first_step:
+            steps.pop()
             undone.append(standing.pop())
 
-    for event in events:
+    whole, places = (events.whole, events.places) if isinstance(events, View) else (events, range(len(events)))
+    for place, event in zip(places, events):
         if isinstance(event, GenerationStarted):
             roll_back(event.first_step)
         elif isinstance(event, StepCommitted):
             roll_back(event.step)
-            standing.append(event)
-    return Committed(tuple(standing), tuple(undone))
+            standing.append(place)
+            steps.append(event.step)
+    of_steps = cast(Sequence[StepCommitted], whole)
+    stand = View(of_steps, standing)
+    return Committed(stand, View(of_steps, undone), _ByStep(steps, stand))
 
 
 def written_checkpoints(events: Iterable[Event]) -> dict[int, str]:
@@ -51,12 +81,12 @@ def written_checkpoints(events: Iterable[Event]) -> dict[int, str]:
     return found
 
 
-def doubt(events: Iterable[Event], manifest: Manifest) -> str:
+def doubt(events: Sequence[Event], manifest: Manifest) -> str:
     """What speaks against a checkpoint that no event tells of being this run's; "" when nothing does.
 
     The events know each step's loss to the last bit, and the hash over all samples up to it.
     """
-    step = next((s for s in reversed(committed_steps(events).standing) if s.step == manifest.step), None)
+    step = committed_steps(events).by_step.get(manifest.step)
     if step is None:
         return f"the run has not come to step {manifest.step}"
     loss = step.loss if isfinite(step.loss) else nan  # the manifest knows no infinity

@@ -2,7 +2,8 @@
 
 The position in the journal is kept in `<run folder>/mlflow.json`, replaced atomically after each delivered batch. A
 process killed between a batch and its position delivers that batch again, which changes nothing. A process that begins
-reads what was delivered before, some 20 us an event, and writes only what was not.
+reads what was delivered before, some 20 us an event, and writes only what was not. It holds no events: when an attempt
+ends, its report is folded from the journal.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,10 @@ import yaml
 
 from elastictrain.errors import DataError
 from elastictrain.events import Event, RunStarted, StepCommitted, encode
+from elastictrain.tracking.event_log import EventLog
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.html import render_html
-from elastictrain.tracking.journal import Position, follow, tail
+from elastictrain.tracking.journal import Position, history, tail
 from elastictrain.tracking.lineage import Batch, Lineage
 from elastictrain.tracking.mlflow_record import CheckpointRecord, MlflowRecord, TrackingUnavailableError
 from elastictrain.tracking.model_card import model_card
@@ -52,7 +57,7 @@ class Deliverer:
         self._run_name = run_name
         self._record: MlflowRecord | None = None
         self._position = Position()
-        self._lineage = Lineage()
+        self._lineage = self._new_lineage()
         self._unwritten: tuple[Batch, Position] | None = None
 
     @property
@@ -81,11 +86,6 @@ class Deliverer:
             return Delivery(done=False, problem=str(error))
         return Delivery(done=True)
 
-    def told(self) -> list[Event]:
-        """All events of the journal so far, whether the store has them or not."""
-        folded = self._unwritten[1] if self._unwritten else self._position
-        return [*self._lineage.events, *tail(self._folder, folded)[0]]
-
     def checkpoints(self) -> list[CheckpointRecord]:
         """What the MLflow run lists, newest step first; `deliver` first, so that it lists what the journal knows.
 
@@ -112,13 +112,13 @@ class Deliverer:
 
     def _take_up(self, position: Position) -> None:
         """Fold what was delivered before, so that what follows is told as if by one process."""
-        self._lineage, self._unwritten, self._position = Lineage(), None, position
-        delivered = []
-        for event, after in follow(self._folder, Position()):
-            if after > position:
-                break
-            delivered.append(event)
-        self._lineage.add(delivered)
+        self._lineage, self._unwritten, self._position = self._new_lineage(), None, position
+        delivered = history(self._folder, until=position)
+        while batch := [*islice(delivered, EVENTS_PER_BATCH)]:
+            self._lineage.add(batch)
+
+    def _new_lineage(self) -> Lineage:
+        return Lineage(partial(history, self._folder))
 
     def _next_batch(self) -> bool:
         """Whether there is something to write."""
@@ -134,8 +134,9 @@ class Deliverer:
         record.write(batch)
         record.write_files({f"config/attempt-{n:04d}.yaml": yaml.safe_dump(c) for n, c in batch.configs.items()})
         if batch.ended_at_ms is not None:
-            report = build_report(self._lineage.events, delivered=True)
-            record.write_files(_files(report, self._lineage.events))
+            events = EventLog(history(self._folder, until=position))
+            report = build_report(events, delivered=True)
+            record.write_files(_files(report, events))
             if batch.finished is not None:
                 of_text = report["config"]["data"].get("samples") is None
                 record.publish(batch.finished, model_card(report, batch.finished.uri), of_text=of_text)
@@ -168,7 +169,7 @@ def _saved(run_folder: Path) -> tuple[str, Position]:
     return run_id, Position(attempt, offset)
 
 
-def _files(report: dict[str, Any], events: list[Event]) -> dict[str, str]:
+def _files(report: dict[str, Any], events: Iterable[Event]) -> dict[str, str]:
     """What the run keeps as artifacts when an attempt ends."""
     told = [redact_all(encode(e)) for e in events if not isinstance(e, StepCommitted)]
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,8 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.tracking.family import Family, Kin
-from elastictrain.tracking.ledger import goodput
 from elastictrain.tracking.redact import redact, redact_all
+from elastictrain.tracking.running_ledger import RunningLedger
 
 Point = tuple[str, float, int, int]
 """Metric name, value, unix time in milliseconds, step."""
@@ -79,10 +79,11 @@ class Batch:
 
 
 class Lineage:
-    """The fold. Keeps the events, for the goodput and the report at the end: about 0.5 kB a step."""
+    """The fold. What it holds grows with checkpoints and failures, not with steps."""
 
-    def __init__(self) -> None:
-        self.events: list[Event] = []
+    def __init__(self, history: Callable[[], Iterable[Event]]) -> None:
+        """`history` gives the run's events from the first on, as for `RunningLedger`."""
+        self._ledger = RunningLedger(history)
         self.family = Family()
         self._open_failures: list[FailureDetected] = []
         self._step, self._run = 0, ""
@@ -93,7 +94,7 @@ class Lineage:
         batch = Batch()
         changed: set[str] = set()
         for event in events:
-            self.events.append(event)
+            self._ledger.add(event)
             if about := self.family.add(event):
                 changed |= {*about, self._best, self._last}
                 self._best, self._last = self.family.best, self.family.last
@@ -166,7 +167,7 @@ class Lineage:
 
     def _ledger_points(self, at: float) -> Iterator[Point]:
         """The ledger so far: each bucket that is used, in seconds of the run."""
-        ledger = goodput(self.events)
+        ledger = self._ledger.goodput()
         yield _point("goodput/ratio", ledger.ratio, at, self._step)
         for bucket, seconds in ledger.seconds.items():
             if seconds:

@@ -6,7 +6,7 @@ Prometheus sees each under its name here with `ray_` before it, and with the lab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -99,36 +99,61 @@ METRICS = (
 )
 
 
-def readings(status: Status, events: Sequence[Event], ledger: Goodput) -> Iterator[Reading]:
-    """What there is to tell of a run now; `ledger` may be some seconds older than the rest."""
+class Latest:
+    """A fold over the events: the last word of each kind that tells how it is now. It holds an event of each."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.num_failures = 0
+        self.step: StepCommitted | None = None
+        self.checkpoint: CheckpointWritten | None = None
+        self.timed: RanksTimed | None = None
+        self.measured: NodesMeasured | None = None
+        self.chosen: LayoutChosen | None = None
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        match event:
+            case StepCommitted():
+                self.step = event
+            case FailureDetected():
+                self.num_failures += 1
+            case CheckpointWritten():
+                self.checkpoint = event
+            case RanksTimed():
+                self.timed = event
+            case NodesMeasured():
+                self.measured = event
+            case LayoutChosen():
+                self.chosen = event
+
+
+def readings(status: Status, latest: Latest, ledger: Goodput) -> Iterator[Reading]:
+    """What there is to tell of a run now."""
     yield from _of_status(status)
-    yield Reading(FAILURES, sum(isinstance(e, FailureDetected) for e in events), {})
+    yield Reading(FAILURES, latest.num_failures, {})
     for bucket in ledger.run_us:
         yield Reading(BUCKET_S, ledger.seconds[bucket], {"bucket": bucket})
         yield Reading(WORKER_S, ledger.worker_seconds[bucket], {"bucket": bucket})
-    step = next((e for e in reversed(events) if isinstance(e, StepCommitted)), None)
-    if step is not None:
+    if (step := latest.step) is not None:
         waits = waits_of(step)
         yield Reading(STEP_S, step.finished_at - step.begun_at, {})
         for reason, seconds in (("data", waits.data_s), ("peers", waits.peers_s), ("snapshot", waits.snapshot_s)):
             yield Reading(WAIT_S, seconds, {"reason": reason})
         for name, value in step.gauges.items():
             yield Reading(GAUGE, value, {"gauge": name})
-    checkpoint = next((e for e in reversed(events) if isinstance(e, CheckpointWritten)), None)
-    if checkpoint is not None:
+    if (checkpoint := latest.checkpoint) is not None:
         yield Reading(CHECKPOINT, checkpoint.step, {})
         yield Reading(CHECKPOINT_AT, checkpoint.at, {})
         yield Reading(CHECKPOINT_S, checkpoint.seconds, {})
-    timed = next((e for e in reversed(events) if isinstance(e, RanksTimed)), None)
-    if timed is not None and timed.generation == status.generation:
+    if (timed := latest.timed) is not None and timed.generation == status.generation:
         for rank, seconds in enumerate(timed.own_s):
             yield Reading(RANK_S, seconds, {"rank": str(rank)})
-    measured = next((e for e in reversed(events) if isinstance(e, NodesMeasured)), None)
-    if measured is not None and len(measured.rank_memory_bytes) == status.world_size:
+    if (measured := latest.measured) is not None and len(measured.rank_memory_bytes) == status.world_size:
         for rank, num_bytes in enumerate(measured.rank_memory_bytes):
             yield Reading(RANK_BYTES, num_bytes, {"rank": str(rank)})
-    chosen = next((e for e in reversed(events) if isinstance(e, LayoutChosen)), None)
-    if chosen is not None and chosen.memory_bytes is not None:
+    if (chosen := latest.chosen) is not None and chosen.memory_bytes is not None:
         yield Reading(PLAN_BYTES, chosen.memory_bytes, {})
 
 

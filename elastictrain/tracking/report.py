@@ -1,13 +1,15 @@
 """The report of a run, folded from its events (pure): one JSON-able dict whose shape is versioned.
 
 docs/report.md documents every field with its unit; a test holds the two together. Floats are kept in full; losses may
-be NaN or infinite, so write the dict with `exact_json.dumps`. O(events); about a second for 100,000 steps.
+be NaN or infinite, so write the dict with `exact_json.dumps`. O(events) of time. Of events in an `EventLog` it costs 350
+bytes a step, the log and the list of losses among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -35,9 +37,11 @@ from elastictrain.events import (
 )
 from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.committed import committed_steps
-from elastictrain.tracking.ledger import Goodput, over_time, stalls, total
+from elastictrain.tracking.event_log import View
+from elastictrain.tracking.ledger import Goodput, of_attempts, stalls, total
 from elastictrain.tracking.redact import redact, redact_all
-from elastictrain.tracking.timeline import PARTS, timeline
+from elastictrain.tracking.timeline import PARTS, Spread, timeline
+from elastictrain.tracking.trained import Trained
 
 REPORT_VERSION = 1
 """Grows when a field changes its meaning or goes away; new fields alone do not change it."""
@@ -52,26 +56,31 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
     attempts = split_attempts(events, now)
     if not attempts:
         raise ValueError("the events hold no RunStarted: there is no run to report")
-    run = [e for attempt in attempts for e in attempt.events]
+    told = View(events, array("q", chain.from_iterable(attempt.events.places for attempt in attempts)))
+    run = [e for attempt in attempts for e in attempt.others]
     begun_at = attempts[0].begun_at
     latest = next(e for e in reversed(run) if isinstance(e, RunStarted))
     ending = attempts[-1].ending
     status = ending.status if ending else "interrupted" if now is None else "running"
-    steps = committed_steps(run).standing
+    steps = committed_steps(told)
     failures = [f for attempt in attempts for f in _failures(attempt, begun_at)]
     healed = [f for f in failures if f["recovered_s"] is not None and f["kind"] != DRIVER_LOST]  # not by itself
     recoveries_s = [f["recovered_s"] for f in healed]
-    parts = over_time(run, PARTS, now)
+    parts = of_attempts(attempts, steps, run, PARTS)
     ledger = total(parts)
+    measured = [e for e in run if isinstance(e, NodesMeasured)]
+    spread = Spread(begun_at, sum(part.wall_s for part in parts), PARTS)
+    trained = Trained(steps.standing, begun_at, spread, measured[-1].step if measured else 0)
+    last, saved = trained.last, {e.step for e in run if isinstance(e, CheckpointWritten)}
     return {
         "version": REPORT_VERSION,
         "run": latest.run,
         "status": status,
-        "steps": steps[-1].step if steps else 0,
-        "samples": sum(s.num_samples for s in steps),
-        "loss": [[s.step, s.loss] for s in steps],
-        "gauges": _gauges(steps),
-        "sample_digest": steps[-1].sample_chain if steps else "",
+        "steps": last.step if last else 0,
+        "samples": trained.samples,
+        "loss": trained.loss,
+        "gauges": trained.gauges,
+        "sample_digest": last.sample_chain if last else "",
         "generations": [g for attempt in attempts for g in _generations(attempt, begun_at)],
         "layouts": [
             {
@@ -87,14 +96,14 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
             if isinstance(e, LayoutChosen)
         ],
         "failures": failures,
-        "skipped_steps": _skipped_steps(steps, begun_at),
+        "skipped_steps": trained.skipped,
         "lost_steps": _lost_steps(attempts),
         "median_recovery_s": median(recoveries_s) if recoveries_s else None,
         "goodput": {**ledger.seconds, "wall_s": ledger.wall_s, "ratio": ledger.ratio},
         "worker_seconds": {**ledger.worker_seconds, "total": sum(ledger.workers_us.values()) / 1e6},
-        "cost": _cost(latest.config, ledger, sum(s.num_tokens for s in steps)),
-        "energy": _energy(run, steps),
-        "timeline": timeline(parts, steps, begun_at),
+        "cost": _cost(latest.config, ledger, trained.tokens),
+        "energy": _energy(measured, trained.measured_tokens),
+        "timeline": timeline(parts, spread.tokens),
         "rank_times": [
             {
                 "generation": e.generation,
@@ -109,11 +118,11 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         ],
         "rank_memory": [
             {"step": e.step, "bytes": list(e.rank_memory_bytes), "at_s": e.at - begun_at}
-            for e in run
-            if isinstance(e, NodesMeasured) and e.rank_memory_bytes
+            for e in measured
+            if e.rank_memory_bytes
         ],
-        "checkpoints": _checkpoints(run, begun_at),
-        "throughput": _throughput(steps, ledger.productive_s, ledger.wall_s),
+        "checkpoints": _checkpoints(run, stalls(told, saved), begun_at),
+        "throughput": _throughput(trained, ledger),
         "evaluation": _evaluation(run, begun_at),
         "data": _data(run),
         "warnings": _warnings(run, begun_at, delivered),
@@ -146,11 +155,6 @@ def build_report(events: Sequence[Event], now: float | None = None, delivered: b
         "started_at": begun_at,
         "wall_s": ledger.wall_s,
     }
-
-
-def _gauges(steps: Sequence[StepCommitted]) -> dict[str, list[list[float]]]:
-    names = steps[-1].gauges if steps else ()
-    return {name: [[s.step, s.gauges[name]] for s in steps if name in s.gauges] for name in names}
 
 
 def _cause(cause: Cause) -> dict[str, Any]:
@@ -186,36 +190,16 @@ def _generations(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
             "phases_s": e.phases_s,
             "members": [{"rank": m.rank, "worker": m.worker, "pid": m.pid, "node": m.node} for m in e.members],
         }
-        for e in attempt.events
+        for e in attempt.others
         if isinstance(e, GenerationStarted)
-    ]
-
-
-def _skipped_steps(steps: Sequence[StepCommitted], begun_at: float) -> list[dict[str, Any]]:
-    """What did not count, and where in the sample order its samples are."""
-    consumed = list(accumulate((s.num_samples for s in steps), initial=0))  # before each of the steps
-    before = {s.step: samples for s, samples in zip(steps, consumed)}
-    return [
-        {
-            "step": s.step,
-            "first_step": s.skipped.first_step,
-            "reason": s.skipped.reason,
-            "loss": s.loss,
-            "limit": s.skipped.limit,
-            "first_sample": before[s.skipped.first_step],
-            "num_samples": before[s.step] + s.num_samples - before[s.skipped.first_step],
-            "at_s": s.finished_at - begun_at,
-        }
-        for s in steps
-        if s.skipped
     ]
 
 
 def _failures(attempt: Attempt, begun_at: float) -> list[dict[str, Any]]:
     """One entry a failure; a recovery closes every failure of an earlier generation that is still open."""
     found: list[tuple[FailureDetected, dict[str, Any]]] = []
-    planned = [e for e in attempt.events if isinstance(e, FaultInjected)]  # some are told after what they did
-    for event in attempt.events:
+    planned = [e for e in attempt.others if isinstance(e, FaultInjected)]  # some are told after what they did
+    for event in attempt.others:
         if isinstance(event, FailureDetected):
             fault = next((p for p in planned if p.step == event.step and p.rank in event.ranks), None)
             if fault:
@@ -271,9 +255,8 @@ def _lost_steps(attempts: Sequence[Attempt]) -> int:
     return lost
 
 
-def _checkpoints(events: Sequence[Event], begun_at: float) -> list[dict[str, Any]]:
+def _checkpoints(events: Sequence[Event], stall_s: Mapping[int, float], begun_at: float) -> list[dict[str, Any]]:
     written: dict[str, dict[str, Any]] = {}
-    stall_s = stalls(events)
     for event in events:
         if isinstance(event, CheckpointWritten):
             written.pop(event.uri, None)
@@ -308,13 +291,11 @@ def _cost(config: dict[str, Any], ledger: Goodput, tokens: int) -> dict[str, Any
     }
 
 
-def _energy(events: Sequence[Event], steps: Sequence[StepCommitted]) -> dict[str, Any] | None:
+def _energy(measured: Sequence[NodesMeasured], tokens: int) -> dict[str, Any] | None:
     """What the nodes' processors and GPUs used until they were last asked; None where no node can tell."""
-    measured = [e for e in events if isinstance(e, NodesMeasured)]
     told = [load.energy_j for e in measured for load in e.nodes if load.energy_j is not None]
     if not told:
         return None
-    tokens = sum(s.num_tokens for s in steps if s.step <= measured[-1].step)
     return {
         "joules": sum(told),
         "nodes_that_tell": len({load.node for e in measured for load in e.nodes if load.energy_j is not None}),
@@ -323,13 +304,13 @@ def _energy(events: Sequence[Event], steps: Sequence[StepCommitted]) -> dict[str
     }
 
 
-def _throughput(steps: Sequence[StepCommitted], productive_s: float, wall_s: float) -> dict[str, float]:
-    tokens, samples = sum(s.num_tokens for s in steps), sum(s.num_samples for s in steps)
+def _throughput(trained: Trained, ledger: Goodput) -> dict[str, float]:
+    busy_s, wall_s = ledger.productive_s, ledger.wall_s
     return {
-        "tokens_per_s": tokens / productive_s if productive_s else 0.0,
-        "samples_per_s": samples / productive_s if productive_s else 0.0,
-        "steps_per_s": len(steps) / productive_s if productive_s else 0.0,
-        "tokens_per_s_wall": tokens / wall_s if wall_s else 0.0,
+        "tokens_per_s": trained.tokens / busy_s if busy_s else 0.0,
+        "samples_per_s": trained.samples / busy_s if busy_s else 0.0,
+        "steps_per_s": len(trained.loss) / busy_s if busy_s else 0.0,
+        "tokens_per_s_wall": trained.tokens / wall_s if wall_s else 0.0,
     }
 
 

@@ -172,7 +172,7 @@ def test_standing_steps_ascend_and_none_is_told_twice(journal: list[Event]) -> N
     steps = [s.step for s in folded.standing]
     assert steps == sorted(set(steps))
     told = [e for e in journal if isinstance(e, StepCommitted)]
-    assert sorted(map(id, told)) == sorted(map(id, folded.standing + folded.undone))
+    assert sorted(map(id, told)) == sorted(map(id, [*folded.standing, *folded.undone]))
 
 
 @given(run_started, journals)

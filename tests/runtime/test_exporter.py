@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from elastictrain.events import Event, NodesMeasured, RunStarted
+from elastictrain.events import NodesMeasured, RunStarted
 from elastictrain.runtime.exporter import Exporter
 from elastictrain.status import Status, WorkerStatus
+from elastictrain.tracking.journal import Journal
 from elastictrain.tracking.metrics import METRICS
 
 Told = dict[tuple[str, str], float]
@@ -23,8 +24,8 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.told: Told = {}
-        self.events: list[Event] = []
-        self.exporter = Exporter(folder, "mine", lambda: self.events, self._set)
+        self.journal = Journal(folder, 1)
+        self.exporter = Exporter(folder, "mine", self._set)
 
     def _set(self, name: str, value: float, labels: dict[str, str]) -> None:
         (metric,) = (m for m in METRICS if m.name == name)
@@ -51,7 +52,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_memory_is_told_of_the_ranks_that_there_are(run: Run) -> None:
-    run.events.append(NodesMeasured(0.0, 7, (), (300, 400)))
+    run.journal.append(NodesMeasured(0.0, 7, (), (300, 400)))
     run.write(2)
     assert run.export()["elastictrain_rank_memory_bytes", "1"] == 400
     run.write(1)  # and nobody has measured since
@@ -83,9 +84,7 @@ def test_a_loss_comes_when_there_is_one(run: Run) -> None:
 
 def test_the_ledger_goes_on_while_the_run_does_and_stands_still_afterwards(run: Run) -> None:
     run.write(1)
-    run.events = [RunStarted(1000.0, "mine", 1, {}, {})]
+    run.journal.append(RunStarted(1000.0, "mine", 1, {}, {}))
     assert run.export()["elastictrain_wall_seconds", "startup"] > 1e6  # since 1970
-    ended = Run(run.folder)
-    ended.events = run.events
-    ended.write(0, status="complete")
-    assert ended.export()["elastictrain_wall_seconds", "startup"] == 0
+    run.write(0, status="complete")
+    assert run.export()["elastictrain_wall_seconds", "startup"] == 0

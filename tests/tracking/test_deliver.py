@@ -190,18 +190,6 @@ def test_a_stopped_run_has_no_model_in_the_registry(tmp_path: Path, uri: str, cl
     assert list(client.search_model_versions("name = 'unfinished'")) == []
 
 
-def test_what_was_told_is_there_whether_the_store_is_or_not(tmp_path: Path, uri: str) -> None:
-    story = Story("told").start().generation().steps(700)
-    journal(tmp_path, story.events)
-    dead = Deliverer(tmp_path, "http://127.0.0.1:1", EXPERIMENT, "told")
-    assert dead.told() == story.events
-    assert not dead.deliver(5).done
-    assert dead.told() == story.events
-    alive = Deliverer(tmp_path, uri, EXPERIMENT, "told")
-    assert not alive.deliver(-1).done
-    assert alive.told() == story.events
-
-
 def test_free_fields_may_change_between_attempts(tmp_path: Path, uri: str, client: Any) -> None:
     story = Story("changed").start().generation().steps(2)
     story.config = {**story.config, "train": {**story.config["train"], "steps": 999}}

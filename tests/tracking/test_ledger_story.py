@@ -136,7 +136,7 @@ def test_training_that_stood_still_for_a_checkpoint() -> None:
     story.tell(CheckpointWritten(story.clock, 2, "uri", 1, "", 0.4, 32, "", 2.0, {"dp": 2}))
     ledger = goodput(story.events)
     expect(ledger, startup=6, compute=1.482, data_wait=0.012, snapshot_stall=0.004, checkpoint_stall=0.002, idle=0.04)
-    assert stalls(story.events)[2] == 0.002
+    assert stalls(story.events, {2}) == {2: 0.002}
 
 
 def test_an_attempt_that_finds_the_run_complete_is_startup() -> None:

@@ -123,7 +123,7 @@ def test_no_secret_reaches_journal_report_or_mlflow(tmp_path: Path) -> None:
     report = build_report(events)
     no_secret_in(dumps(report))
     no_secret_in(render_html(report))
-    batch = Lineage().add(events)
+    batch = Lineage(lambda: events).add(events)
     no_secret_in(json.dumps(asdict(batch), default=str))
     assert batch.params[0]["tracking.uri"] == "https://***@mlflow.example:5000"
 

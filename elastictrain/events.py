@@ -95,6 +95,14 @@ class WorkerStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotsHeld:
+    """The run reserves another number of slots than before, those of dead workers that wait for another among them."""
+
+    at: float
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationStarted:
     """A group of ranks was formed, restored and set going."""
 
@@ -373,6 +381,7 @@ Event: TypeAlias = (
     RunStarted
     | DataReady
     | WorkerStarted
+    | SlotsHeld
     | GenerationStarted
     | LayoutChosen
     | StepCommitted
@@ -397,6 +406,7 @@ _KINDS: dict[str, type[Any]] = {
         RunStarted,
         DataReady,
         WorkerStarted,
+        SlotsHeld,
         GenerationStarted,
         LayoutChosen,
         StepCommitted,

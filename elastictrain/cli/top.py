@@ -49,6 +49,7 @@ COLOURS = {
     "shutdown": "bright_blue",
     "idle": "bright_black",
     "down": "white",
+    "spare": "grey50",
 }
 """Of the ledger's buckets, in the order of the bar."""
 

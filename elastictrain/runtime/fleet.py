@@ -248,6 +248,12 @@ class Fleet:
         self.workers[name] = WorkerHandle(name, node_name, actor, slot)
         return actor.warm.remote(node_name, data_folder, self.zero_stage)
 
+    @property
+    def num_slots(self) -> int:
+        """How many slots are reserved, whether a worker has them or not."""
+        free = sum(map(len, self._free_slots.values()))
+        return free + sum(worker.slot is not None for worker in self.workers.values())
+
     def _slot(self, node: Node) -> PlacementGroup:
         if self._free_slots[node.name]:
             return self._free_slots[node.name].pop()

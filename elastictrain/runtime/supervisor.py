@@ -21,7 +21,7 @@ from elastictrain.control.machine import advance, begin
 from elastictrain.control.policy import policy_of
 from elastictrain.control.restore import is_trusted
 from elastictrain.control.state import State
-from elastictrain.events import Cause, Event, FaultInjected, WorkerStarted
+from elastictrain.events import Cause, Event, FaultInjected, SlotsHeld, WorkerStarted
 from elastictrain.plan.auto import Plans
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.breakage import Breakage
@@ -98,6 +98,7 @@ class Supervisor:
         self._loads = LoadWatch(fleet, self._replies, lambda: self._roster.memory_of(self._state.members), self._emit)
         self._stop: str | None = None
         self._ticked = 0.0
+        self._slots = 0
         self._end: v.End | None = None
 
     def _first_state(self, start: StartPoint, plans: Plans) -> State:
@@ -144,6 +145,9 @@ class Supervisor:
         self._loads.look(self._story.step)
         if self._released and not self._saving.busy:
             self._release()
+        if self._fleet.num_slots != self._slots:
+            self._slots = self._fleet.num_slots
+            self._emit(SlotsHeld(time.time(), self._slots))
 
     def _emit(self, event: Event) -> None:
         self._live.fold(event)

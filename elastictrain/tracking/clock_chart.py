@@ -29,6 +29,7 @@ STACK = (
     "shutdown",
     "idle",
     "down",
+    "spare",
 )
 """Buckets from the bottom up: what counts first, so that the edge of it is the goodput."""
 

@@ -46,6 +46,7 @@ LEDGER = {
     "shutdown": "ending",
     "down": "nobody ran the run",
     "idle": "between steps, and all else",
+    "spare": "slots that were held, and no rank worked in",
 }
 """Bucket to meaning, in the order of the bar."""
 
@@ -145,7 +146,7 @@ def _curve(report: Report) -> str:
 def _ledger(report: Report) -> str:
     ledger, workers = report["goodput"], report["worker_seconds"]
     wall_s = ledger["wall_s"] or 1.0
-    used = [(bucket, ledger[bucket], meaning) for bucket, meaning in LEDGER.items() if ledger[bucket] > 0]
+    used = [(b, ledger[b], meaning) for b, meaning in LEDGER.items() if ledger[b] > 0 or workers[b] > 0]
     bar = "".join(
         f'<div style="flex:{s / wall_s:.6f} 0 0;background:var(--{b})" title="{_bucket(b)}: {seconds_text(s)}"></div>'
         for b, s, _ in used

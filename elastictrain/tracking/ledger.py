@@ -3,10 +3,11 @@
 The time line from the first attempt's start to the last event is cut at every moment that the journal knows. Each
 piece goes to the strongest claim on it (`claims.CLAIMS`), or to `idle` where there is none; a piece of a step is
 divided by what the step's ranks waited for, on average. At each moment the run has as many workers as its newest
-generation has ranks (before the first generation, as many as that has), and theirs is what the run's moment is.
+generation has ranks (before the first generation, as many as that has), and theirs is what the run's moment is. Slots
+that it reserves beyond those are workers too, and their time is `spare`, but where nobody ran the run.
 
 Counted in whole microseconds, so that the sums are exact whatever the events say: the buckets' to the wall time, and
-the workers' to wall time times workers. O(n log n) for n events, and 70 bytes each.
+the workers' to wall time times workers, spare ones among them. O(n log n) for n events, and 70 bytes each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from elastictrain.events import CheckpointWritten, Event, GenerationStarted, StepCommitted, Waits
+from elastictrain.events import CheckpointWritten, Event, GenerationStarted, RunStarted, SlotsHeld, StepCommitted, Waits
 from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.claims import CLAIMS, Span, claims_of
 from elastictrain.tracking.committed import Committed, committed_steps
@@ -40,8 +41,9 @@ BUCKETS = (
     "shutdown",
     "startup",
     "idle",
+    "spare",
 )
-"""All buckets. docs/report.md says what each means."""
+"""All buckets; `spare` is never the run's, only workers'. docs/report.md says what each means."""
 
 PRODUCTIVE = ("compute", "communication")
 """What steps that stand are made of."""
@@ -123,12 +125,12 @@ def _between(
     for attempt in attempts:
         claims.add(claims_of(attempt, undone))
     claims.add(Span(a.ended_at, b.begun_at, "down") for a, b in pairwise(attempts))
-    sizes = _Sizes(others)
+    sizes, held = _Sizes(others), _Held(others)
     saved = {event.step for event in others if isinstance(event, CheckpointWritten)}
     run: list[Counter[str]] = [Counter() for _ in edges[1:]]
     workers: list[Counter[str]] = [Counter() for _ in edges[1:]]
     part = 0
-    for piece in claims.cut([*edges, *sizes.changes]):
+    for piece in claims.cut([*edges, *sizes.changes, *held.changes]):
         while piece.start >= edges[part + 1]:
             part += 1
         size = sizes.at(piece.start)
@@ -136,6 +138,8 @@ def _between(
         for bucket, us in _divided(piece, step, saved):
             run[part][bucket] += us
             workers[part][bucket] += us * size
+        if piece.claim != "down":
+            workers[part]["spare"] += (piece.stop - piece.start) * max(held.at(piece.start) - size, 0)
     return [_of_counts(*counts) for counts in zip(run, workers)]
 
 
@@ -177,6 +181,19 @@ class _Sizes:
     def at(self, time_us: int) -> int:
         """Of the newest generation, or of the first one before that."""
         return self._sizes[max(bisect_right(self.changes, time_us) - 1, 0)] if self._sizes else 0
+
+
+class _Held:
+    """How many slots a run reserves, at any time (microseconds): none before an attempt tells of some."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        told = sorted((e for e in events if isinstance(e, RunStarted | SlotsHeld)), key=lambda e: _us(e.at))
+        self.changes = [_us(e.at) for e in told]
+        self._slots = [0, *(e.slots if isinstance(e, SlotsHeld) else 0 for e in told)]
+
+    def at(self, time_us: int) -> int:
+        """As was told last."""
+        return self._slots[bisect_right(self.changes, time_us)]
 
 
 class _Piece(NamedTuple):

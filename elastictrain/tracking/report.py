@@ -1,8 +1,8 @@
 """The report of a run, folded from its events (pure): one JSON-able dict whose shape is versioned.
 
 docs/report.md documents every field with its unit; a test holds the two together. Floats are kept in full; losses may
-be NaN or infinite, so write the dict with `exact_json.dumps`. O(events) of time. Of events in an `EventLog` it costs 350
-bytes a step, the log and the list of losses among them.
+be NaN or infinite, so write the dict with `exact_json.dumps`. O(events) of time; with events in an `EventLog`, 350
+bytes a step in all.
 """
 
 from __future__ import annotations

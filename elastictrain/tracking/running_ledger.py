@@ -27,6 +27,7 @@ from elastictrain.events import (
     GenerationStarted,
     RunEnded,
     RunStarted,
+    SlotsHeld,
     StepCommitted,
     Warned,
 )
@@ -37,7 +38,16 @@ from elastictrain.tracking.ledger import Goodput, goodput, since, total
 MOST_STEPS = 2_000
 """Kept at a time: what is behind the half of them is counted for good."""
 
-_CLAIMING = (RunStarted, GenerationStarted, StepCommitted, FailureDetected, CheckpointWritten, Evaluated, RunEnded)
+_CLAIMING = (
+    RunStarted,
+    SlotsHeld,
+    GenerationStarted,
+    StepCommitted,
+    FailureDetected,
+    CheckpointWritten,
+    Evaluated,
+    RunEnded,
+)
 
 
 class RunningLedger:
@@ -131,7 +141,7 @@ class RunningLedger:
             case Evaluated():
                 ends = (e.finished_at if isinstance(e, StepCommitted) else e.at for e in self._kept)
                 return max((at for at in ends if at <= event.at), default=event.at) < self._until
-            case RunStarted() | RunEnded():
+            case RunStarted() | RunEnded() | SlotsHeld():
                 return event.at < self._until
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import hypothesis.strategies as st
 from hypothesis import example, given
@@ -17,6 +18,7 @@ from elastictrain.events import (
     Recovered,
     RunEnded,
     RunStarted,
+    SlotsHeld,
     StepCommitted,
     Waits,
 )
@@ -109,6 +111,7 @@ events = st.one_of(
         num_bytes=small,
         sample=st.just(""),
     ),
+    st.builds(SlotsHeld, at=times, slots=st.integers(0, 7)),
     st.builds(RunEnded, at=times, status=st.sampled_from(["complete", "stopped", "failed"]), step=small),
 )
 journals = st.lists(events, max_size=40)
@@ -134,6 +137,25 @@ def workers_us(journal: list[Event], begun: int, ended: int) -> int:
     return sum((stop - start) * size for start, stop, (_, _, size) in zip(starts, starts[1:], generations))
 
 
+def spare_us(journal: list[Event], now: float | None) -> int:
+    """Slots beyond the ranks, times the time for which they were held while somebody ran the run."""
+    attempts = split_attempts(journal, now)
+    begun, ended = wall(journal, now)
+    told = [e for e in journal if isinstance(e, RunStarted | SlotsHeld)]
+    held = [(us(e.at), number, getattr(e, "slots", 0)) for number, e in enumerate(told)]
+    ranks = sorted((us(e.at), e.index, e.world_size) for e in journal if isinstance(e, GenerationStarted))
+    down = [(us(a.ended_at), us(b.begun_at)) for a, b in pairwise(attempts)]
+    times_us = [at for at, *_ in (*held, *ranks, *down)] + [at for _, at in down]
+    cuts = sorted({begun, ended, *(at for at in times_us if begun < at < ended)})
+    total_us = 0
+    for start, stop in pairwise(cuts):
+        *_, slots = max((h for h in held if h[0] <= start), default=(0, 0, 0))
+        size = next((s for at, _, s in reversed(ranks) if at <= start), ranks[0][2] if ranks else 0)
+        if not any(a <= start < b for a, b in down):
+            total_us += (stop - start) * max(slots - size, 0)
+    return total_us
+
+
 @given(journals, st.none() | times)
 @example([], None)
 def test_every_second_of_every_worker_is_in_one_bucket(journal: list[Event], now: float | None) -> None:
@@ -141,12 +163,13 @@ def test_every_second_of_every_worker_is_in_one_bucket(journal: list[Event], now
     begun, ended = wall(journal, now)
     for counted, whole in (
         (ledger.run_us, ended - begun),
-        (ledger.workers_us, workers_us(journal, begun, ended)),
+        (ledger.workers_us, workers_us(journal, begun, ended) + spare_us(journal, now)),
     ):
         assert set(counted) == set(BUCKETS)
         assert all(isinstance(microseconds, int) and microseconds >= 0 for microseconds in counted.values())
         assert sum(counted.values()) == whole
     assert 0 <= ledger.ratio <= 1
+    assert (ledger.run_us["spare"], ledger.workers_us["spare"]) == (0, spare_us(journal, now))
 
 
 def steps_as_one(counted: Mapping[str, int]) -> dict[str, int]:

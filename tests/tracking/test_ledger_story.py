@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 from example_events import START_AT, Story, full_story
 
-from elastictrain.events import CheckpointWritten, StepCommitted, Waits
+from elastictrain.events import CheckpointWritten, SlotsHeld, StepCommitted, Waits
+from elastictrain.tracking.html import render_html
 from elastictrain.tracking.ledger import BUCKETS, Goodput, goodput, over_time, stalls, total
+from elastictrain.tracking.report import build_report
 
 TOLERANCE_S = 2e-6
 """Unix times are kept to a quarter of a microsecond."""
@@ -157,3 +159,20 @@ def test_no_events_no_time() -> None:
 def test_the_whole_story_adds_up() -> None:
     ledger = goodput(full_story().events)
     assert sum(ledger.seconds.values()) == pytest.approx(ledger.wall_s, abs=1e-6)
+
+
+def test_a_slot_that_no_rank_works_in_is_paid_for_and_in_a_bucket_of_its_own() -> None:
+    """Two ranks and three slots; the driver dies; then two slots, of which a shrink leaves one empty."""
+    story = Story(overrides=("cluster.worker_cost_per_hour=3600",)).start(6)
+    story.tell(SlotsHeld(story.clock - 1, 3))
+    story.generation().steps(4, step_s=0.5).wait(10).start(4)
+    story.tell(SlotsHeld(story.clock, 2))
+    story.generation(first_step=5, cause="resume").steps(2, step_s=1)
+    story.generation(world_size=1).steps(1, step_s=2).end(shutdown_s=0.5)
+    ledger = goodput(quiet(story).events)
+    assert ledger.worker_seconds["spare"] == pytest.approx(1 + 3 * 0.51 + 0.5 + 2.01 + 0.5)
+    assert ledger.seconds["spare"] == 0
+    report = build_report(story.events)
+    paid_s = report["worker_seconds"]["total"] - report["worker_seconds"]["down"]
+    assert report["cost"]["total"] == pytest.approx(paid_s)
+    assert "slots that were held, and no rank worked in" in render_html(report)

@@ -2,12 +2,14 @@
 
 `share` divides the budget: every trial gets its smallest legal number of workers, in order, then whoever has fewest is
 raised to its next legal number for as long as the budget lasts. `seat` gives these numbers places, and moves as few
-workers as it can. Both are O(budget x trials).
+workers as it can. Both are O(budget x trials). `grant` divides a cluster among sweeps by the same rule, in the order in
+which they came, and takes nothing that another sweep has not given up yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 Seats = Mapping[str, Mapping[str, int]]
 """Slots by node, by trial."""
@@ -55,3 +57,42 @@ def seat(shares: Mapping[str, int], slots: Mapping[str, int], held: Seats) -> di
                 seats[trial][node] = seats[trial].get(node, 0) + 1
                 free[node] -= 1
     return seats
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one sweep says of itself."""
+
+    workers: int
+    """That it could use now, within its budget."""
+    fewest: int
+    """Of any use to it."""
+    demand: Mapping[str, float]
+    """What Ray reserves for a worker."""
+    held: Mapping[str, int]
+    """Its slots by node, until it says otherwise."""
+
+
+def grant(claims: Mapping[str, Claim], name: str, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+    """Slots by node that this sweep may use now; `nodes` has the resources of each, whoever uses them.
+
+    Workers of all sweeps count alike, whatever they demand.
+    """
+    own = claims[name]
+    others = [claim for other, claim in claims.items() if other != name]
+    whole = {node: _slots(resources, own.demand) for node, resources in nodes.items()}
+    sizes = {other: range(max(claim.fewest, 1), claim.workers + 1) for other, claim in claims.items()}
+    part = share(sum(whole.values()), sizes)[name]
+    free = {node: _slots(_left(node, resources, others), own.demand) for node, resources in nodes.items()}
+    return {node: slots for node, slots in seat({name: part}, free, {name: own.held})[name].items() if slots}
+
+
+def _left(node: str, resources: Mapping[str, float], others: Sequence[Claim]) -> dict[str, float]:
+    return {
+        kind: amount - sum(claim.held.get(node, 0) * claim.demand.get(kind, 0.0) for claim in others)
+        for kind, amount in resources.items()
+    }
+
+
+def _slots(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
+    return max(min(int((resources.get(kind, 0.0) + 1e-9) // amount) for kind, amount in demand.items()), 0)

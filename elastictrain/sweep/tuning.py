@@ -27,6 +27,7 @@ from elastictrain.runtime.cluster import connected
 from elastictrain.runtime.home import is_driven, settled
 from elastictrain.runtime.stopping import stopping
 from elastictrain.sweep.launch import END_TIMEOUT_S, LOOK_EVERY_S, STOP_FILE, Orders
+from elastictrain.sweep.neighbours import Neighbours
 from elastictrain.sweep.parent import ParentRun
 from elastictrain.sweep.record import SweepRecord
 from elastictrain.sweep.shares import Shares, sizes_of
@@ -93,10 +94,12 @@ def _run(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path, t
         driver_pid=os.getpid(),
         folder=os.getcwd(),
     ).write(scratch)
+    neighbours = Neighbours(record.storage.uri, tell)
     try:
-        _tuner(record, config, budget, scratch, tell).fit()
+        _tuner(record, config, budget, scratch, neighbours, tell).fit()
     finally:
         _wait_for_runs(record, config)
+        neighbours.leave()
         record.write()
         parent.end()
 
@@ -115,7 +118,9 @@ def _wait_for_runs(record: SweepRecord, config: TrainConfig) -> None:
         time.sleep(LOOK_EVERY_S)
 
 
-def _tuner(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path, tell: Tell) -> Any:
+def _tuner(
+    record: SweepRecord, config: TrainConfig, budget: int, scratch: Path, neighbours: Neighbours, tell: Tell
+) -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray import tune
@@ -147,7 +152,7 @@ def _tuner(record: SweepRecord, config: TrainConfig, budget: int, scratch: Path,
             storage_path=str(scratch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[Watch(record, Shares(config, budget, scratch), tell)],
+            callbacks=[Watch(record, Shares(config, budget, scratch, neighbours), tell)],
             stop=StopWhen(scratch / STOP_FILE),
         ),
     )

@@ -9,15 +9,22 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
 from product import MARK, TINY, Product, Running, mlflow_run
 
 from elastictrain.cli.runs import StoredRun
+from elastictrain.config import TrainConfig
 from elastictrain.events import CheckpointWritten, GenerationStarted
 from elastictrain.storage import Storage
 from elastictrain.sweep.launch import STOPPED, TRIAL
+from elastictrain.sweep.neighbours import Neighbours
+from elastictrain.sweep.shares import Shares
 
 PBT = """
 name: pbt
@@ -79,6 +86,48 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
     assert causes[2] == "workers are given up to others", causes
     assert (report["lost_steps"], report["failures"]) == (0, [])
     assert not [warning for warning in report["warnings"] if warning["topic"] == "room"]
+
+
+def test_two_sweeps_share_a_cluster_by_rule(small_cluster: Any, tmp_path: Path) -> None:
+    """Two slots: the first sweep has both until another comes, and again when that has ended or is not heard of."""
+    small_cluster.wait_for_nodes()
+    ray.init(small_cluster.address, logging_level="error", log_to_driver=False)
+    told: dict[str, list[str]] = {"first": [], "second": []}
+
+    def sweep(name: str) -> Shares:
+        folder = tmp_path / name
+        folder.mkdir()
+        limits = {"elastic": {"min_workers": 1, "max_workers": 2, "cpus_per_worker": 1}}
+        neighbours = Neighbours(f"file:///storage/_sweeps/{name}", told[name].append)
+        return Shares(TrainConfig.from_dict(TINY | limits), 2, folder, neighbours)
+
+    def slots(name: str) -> int:
+        return sum(sum(json.loads(file.read_bytes()).values()) for file in (tmp_path / name).glob("*.slots"))
+
+    def follow(until: Callable[[], bool], *shares: Shares) -> None:
+        deadline = time.monotonic() + 30
+        while not until():
+            assert time.monotonic() < deadline, (slots("first"), slots("second"))
+            for number, of_sweep in enumerate(shares):
+                of_sweep.follow({f"trial-{number}": {}})
+            time.sleep(0.1)
+
+    try:
+        first, second = sweep("first"), sweep("second")
+        follow(lambda: slots("first") == 2, first)
+        follow(lambda: (slots("first"), slots("second")) == (1, 1), first, second)
+        assert told == {
+            "first": ["the cluster is shared with sweep second: 1 of 2 workers"],
+            "second": [
+                "the cluster is shared with sweep first: 0 of 2 workers; a trial needs 1, and waits for them",
+                "the cluster is shared with sweep first: 1 of 2 workers",
+            ],
+        }
+        second._neighbours.leave()
+        follow(lambda: slots("first") == 2, first)
+        assert told["first"][1:] == ["the cluster is shared with no other sweep any more"]
+    finally:
+        ray.shutdown()
 
 
 def test_a_population_learns_from_its_best_and_survives_what_is_killed(product: Product) -> None:

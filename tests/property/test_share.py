@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastictrain.sweep.share import seat, share
+from elastictrain.sweep.share import Claim, grant, seat, share
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True).map(sorted)
 TRIALS = st.dictionaries(st.sampled_from("abcdef"), SIZES, max_size=6)
@@ -55,3 +57,30 @@ def test_a_change_moves_no_more_workers_than_it_must(
     for trial, nodes in seats.items():
         stay = sum(min(count, held[trial].get(node, 0)) for node, count in nodes.items())
         assert stay == min(shares[trial], sum(held[trial].values())), "who keeps its number stays where it is"
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 8), st.integers(1, 3)), min_size=1, max_size=4),
+    st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=12),
+)
+def test_sweeps_share_a_cluster_and_never_a_slot(
+    wanted: dict[str, tuple[int, int]], slots: list[int], turns: list[tuple[str, bool]]
+) -> None:
+    """Each renews its claim when it likes, and may end; when all have renewed some times, the rule holds."""
+    nodes = {f"n{number}": {"CPU": 2.0 * count, "memory": 1.0} for number, count in enumerate(slots)}
+    claims: dict[str, Claim] = {}
+    for name, stays in [*turns, *((name, True) for name in 4 * [*wanted])]:
+        if name not in wanted:
+            continue
+        if not stays:
+            claims.pop(name, None)
+            continue
+        workers, fewest = wanted[name]
+        before = claims.get(name)
+        claims[name] = Claim(workers, fewest, {"CPU": 2.0}, before.held if before else {})
+        claims[name] = replace(claims[name], held=grant(claims, name, nodes))
+        for node, count in zip(nodes, slots):
+            assert sum(claim.held.get(node, 0) for claim in claims.values()) <= count
+    shares = share(sum(slots), {name: range(wanted[name][1], wanted[name][0] + 1) for name in claims})
+    assert {name: sum(claim.held.values()) for name, claim in claims.items()} == shares

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from plain_ddp import DdpRank
 from plain_deepspeed import PlainRank
 from plain_fsdp import FsdpRank
 from plain_trainer import TrainerRank
+from torch.multiprocessing.spawn import spawn
 from two_nodes import end_on_sigterm, free_port
 
 from elastictrain.config import TrainConfig
@@ -108,4 +108,4 @@ def _rank(rank: int, setup: Setup) -> None:
 if __name__ == "__main__":
     job = Setup(**json.loads(Path(sys.argv[1]).read_text()))
     end_on_sigterm()
-    mp.spawn(_rank, (job,), nprocs=job.world_size, daemon=True)
+    spawn(_rank, (job,), nprocs=job.world_size, daemon=True)  # type: ignore[no-untyped-call]  # torch's

@@ -73,7 +73,7 @@ class DdpRank:
             torch.manual_seed(dropout_seed(train.seed, step, micro_batch.global_index))
             with nullcontext() if number == len(micro_batches) else self._silently():
                 loss = self._workload.loss(self._model, batch)
-                (loss / len(micro_batches)).backward()
+                (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]  # torch's
             losses.append(loss.detach())
         self._reduce(self._module)
         if train.grad_clip:

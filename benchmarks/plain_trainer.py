@@ -60,7 +60,7 @@ class TrainerRank:
             group["lr"] = 1.0
         schedule = LambdaLR(optimizer, lambda step: learning_rate(config.train, step + 1))
 
-        class Told(TrainerCallback):
+        class Told(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
                 ended()
 

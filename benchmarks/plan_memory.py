@@ -148,14 +148,14 @@ def measure(rank: Rank) -> int:
         for _ in range(STEPS - 1):
             rank.step(engine)
     engine.close()
-    return memory.peak_bytes
+    return int(memory.peak_bytes)
 
 
 def compare(case: Case) -> dict[str, Any]:
     """One row of the table."""
     config = case.config()
     candidate = candidate_of(config, case.world_size)
-    estimate = memory_of(job_of(config).shape, config.train.dtype, candidate, ANY_DEVICE)
+    estimate = memory_of(job_of(config).shape, job_of(config).dtype, candidate, ANY_DEVICE)
     measured = max(run_ranks(config, case.world_size, measure))
     error = estimate.tensor_bytes / measured - 1
     return {**asdict(case), "measured_bytes": measured, "estimate": estimate.to_json(), "error": round(error, 4)}

@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All cases that were asked for; `--out` has each as soon as it is measured."""
     found = machine.describe()
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
-    cases = CASES if arguments.fault == "all" else (arguments.fault,)
+    cases: tuple[Any, ...] = CASES if arguments.fault == "all" else (arguments.fault,)
     bench = faults.Bench(
         job=JOB,
         folder=folder,

@@ -41,7 +41,7 @@ from elastictrain.errors import ConfigError
 from elastictrain.events import FailureDetected, Recovered
 from elastictrain.status import Status
 
-CONFIG = {
+CONFIG: dict[str, dict[str, Any]] = {
     "train": {
         "steps": 10_000_000,
         "compile": False,
@@ -346,10 +346,10 @@ def picture(disturbed: list[Any], undisturbed: list[Any], generations: list[Any]
         return " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in losses[::every])
 
     def x(step: int) -> float:
-        return edge + (width - 2 * edge) * step / steps
+        return float(edge + (width - 2 * edge) * step / steps)
 
     def y(value: float) -> float:
-        return edge + (height - 2 * edge) * (top - value) / (top - low)
+        return float(edge + (height - 2 * edge) * (top - value) / (top - low))
 
     ticks = "".join(f'<path d="M{x(step):.1f} {height - edge}v8" stroke="#e03131"/>' for step, _ in generations[1:])
     return (

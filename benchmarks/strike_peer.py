@@ -48,10 +48,17 @@ class PeerJob(Protocol):
 class Peer(Protocol):
     """A platform to compare with."""
 
-    key: str
-    title: str
-    sharded: bool
-    """Whether it trains with ZeRO; else each rank has the whole state."""
+    @property
+    def key(self) -> str:
+        """Its name in results."""
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it trains with ZeRO; else each rank has the whole state."""
 
     def begin(self, setup: Setup, folder: Path, num_nodes: int) -> AbstractContextManager[PeerJob]:
         """Start the job on so many nodes; end it, and them, with the block."""

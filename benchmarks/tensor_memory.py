@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class TensorMemory(TorchDispatchMode):
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, here and below
     """Enter it before the first tensor is made; `peak_bytes` is the most so far, since `reset_peak`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -48,15 +48,23 @@ class TensorMemory(TorchDispatchMode):
             self._forget_dead()
             for storage in made:
                 if storage._cdata not in self._live:
-                    self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                    self._live[storage._cdata] = _weak(storage), storage.nbytes()
                     self.live_bytes += storage.nbytes()
             self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         return result
 
     def _is_new(self, tensor: torch.Tensor) -> bool:
         known = self._live.get(tensor.untyped_storage()._cdata)
-        return known is None or known[0].expired()
+        return known is None or _is_gone(known[0])
 
     def _forget_dead(self) -> None:
-        for address in [a for a, (reference, _) in self._live.items() if reference.expired()]:
+        for address in [a for a, (reference, _) in self._live.items() if _is_gone(reference)]:
             self.live_bytes -= self._live.pop(address)[1]
+
+
+def _weak(storage: Any) -> StorageWeakRef:
+    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def _is_gone(reference: StorageWeakRef) -> bool:
+    return bool(reference.expired())  # type: ignore[no-untyped-call]

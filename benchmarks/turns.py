@@ -89,7 +89,7 @@ def _measure(jobs: Sequence[Pids], turn_s: float) -> Turn:
 
 def _busy_s() -> float:
     times = psutil.cpu_times()
-    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def _own_s(jobs: Sequence[Pids]) -> float:

@@ -33,7 +33,7 @@ def for_case(case: str, chosen: Sequence[str], sharded_only: bool = False) -> li
 
     With `sharded_only` without those that train data-parallel: their result does not depend on the ZeRO stage.
     """
-    ray_train = [on_ray.ZERO] if case in ("worker", "checkpoint") else [on_ray.ZERO, on_ray.DDP]
+    ray_train: list[Peer] = [on_ray.ZERO] if case in ("worker", "checkpoint") else [on_ray.ZERO, on_ray.DDP]
     peers: dict[str, list[Peer]] = {
         "ray_train": ray_train,
         "torchrun": [on_torchrun.TORCHRUN],

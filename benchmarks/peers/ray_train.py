@@ -66,7 +66,7 @@ def _rank(setup: Any, rank: int, world_size: int, tell: Any) -> Any:
     if setup.engine == "ddp":
         from plain_ddp import DdpRank as Rank
     else:
-        from plain_deepspeed import PlainRank as Rank
+        from plain_deepspeed import PlainRank as Rank  # type: ignore[assignment]  # one of two
 
         from elastictrain.engine.device import prepare_process
 

@@ -36,6 +36,7 @@ def main() -> None:
     from elastictrain.config import TrainConfig
 
     torch.set_num_threads(1)
+    training: DdpRank
     manager = Manager(
         pg=ProcessGroupGloo(timeout=TIMEOUT),
         min_replica_size=1,
@@ -60,7 +61,7 @@ def main() -> None:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         bucket = torch.cat([gradient.flatten() for gradient in gradients])
         manager.allreduce(bucket).wait()
-        parts = bucket.split([gradient.numel() for gradient in gradients])
+        parts = bucket.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]  # torch's
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

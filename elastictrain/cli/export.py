@@ -80,20 +80,11 @@ def _verified(run: StoredRun, store: CheckpointStore, step: int | None) -> Store
 
 def _tokenizer(run: StoredRun) -> Tokenizer:
     """Of the data that the run was trained on: where that was, or beside the run, if the storage was moved."""
-    from elastictrain.data.manifest import Manifest
     from elastictrain.events import DataReady
+    from elastictrain.export.tokenizer import tokenizer_of
 
     ready = next((e for e in reversed(run.events()) if isinstance(e, DataReady)), None)
     if ready is None:
         raise DataError(f"run {run.name} has prepared no data, so there is no tokenizer")
-    places = [Path(ready.uri)]
-    if run.storage.local is not None:
-        places.insert(0, run.storage.local.parent / places[0].parent.name / places[0].name)
-    for place in places:
-        if place.is_dir():
-            manifest = Manifest.load(place)
-            tokenizer = manifest.tokenizer()
-            if tokenizer.sha256() != manifest.tokenizer_sha256 or manifest.sha256() != ready.sha256:
-                raise DataError(f"{place} is not what the run was trained on: submit the run again to prepare it anew")
-            return tokenizer
-    raise DataError(f"the run's tokenizer was in {places[-1]}, which is not here: export where the run was trained")
+    beside = run.storage.local.parent if run.storage.local is not None else None
+    return tokenizer_of(run.name, ready.uri, ready.sha256, beside)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.optim import Adam, Optimizer
 
+from elastictrain.untracked import refuse_telemetry
+
 _LEFT_ALONE = (Optimizer.add_param_group, Optimizer.load_state_dict, Optimizer.state_dict)
 _MARK = "__dynamo_disable"
 """Where torch keeps what it calls instead of a function that its compiler is to leave alone."""
@@ -26,6 +28,7 @@ _MARK = "__dynamo_disable"
 @cache
 def import_deepspeed() -> None:
     """Import what every engine needs of it; at once when that was done before."""
+    refuse_telemetry()
     with _without("mlflow"), _nothing_compiled():
         import deepspeed.runtime.zero.muon.original_muon
         import deepspeed.runtime.zero.utils  # noqa: F401 - for what it imports

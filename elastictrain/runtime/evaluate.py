@@ -23,7 +23,7 @@ def evaluate(
     Without a manifest, which is that of text, on the held-out samples of `data.samples`.
     """
     module = workload.build(config.train.seed)
-    _load(module, source)
+    load_weights(module, source)
     module.eval()
     if manifest is None:
         samples = named_samples(config, "validation")
@@ -52,7 +52,8 @@ def _summed(
     return nats, count
 
 
-def _load(module: nn.Module, source: StateSource) -> None:
+def load_weights(module: nn.Module, source: StateSource) -> None:
+    """Fill the whole model's parameters, by their names."""
     with torch.no_grad():
         source.fill(
             [

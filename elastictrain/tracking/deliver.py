@@ -138,8 +138,9 @@ class Deliverer:
             report = build_report(events, delivered=True)
             record.write_files(_files(report, events))
             if batch.finished is not None:
-                of_text = report["config"]["data"].get("samples") is None
-                record.publish(batch.finished, model_card(report, batch.finished.uri), of_text=of_text)
+                of_text = report["config"]["data"].get("samples") is None and report["data"] is not None
+                text_model = {key: report[key] for key in ("config", "data")} if of_text else None
+                record.publish(batch.finished, model_card(report, batch.finished.uri), text_model)
         self._save(position)
         self._unwritten, self._position = None, position
 

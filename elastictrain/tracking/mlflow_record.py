@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +22,7 @@ from elastictrain.tracking import sqlite_store
 from elastictrain.tracking.lineage import Batch, CheckpointTags, Finished
 from elastictrain.tracking.mlflow_registry import register
 from elastictrain.tracking.redact import redact
+from elastictrain.untracked import refuse_telemetry
 
 T = TypeVar("T")
 
@@ -32,8 +33,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 """Set where the user has not: a dead server costs seconds, and MLflow is quiet."""
@@ -69,6 +68,7 @@ class MlflowRecord:
     def __init__(self, uri: str, experiment: str) -> None:
         """Connect, setting up an SQLite store and creating the experiment where they do not exist."""
         self._uri = uri
+        refuse_telemetry()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with self._errors():
@@ -144,16 +144,16 @@ class MlflowRecord:
                         f"MLflow can't store the artifact {name}: {_one_line(error)}"
                     ) from error
 
-    def publish(self, finished: Finished, card: str, *, of_text: bool) -> None:
+    def publish(self, finished: Finished, card: str, text_model: Mapping[str, Any] | None) -> None:
         """Make the finished model's checkpoint a version of the registered model that has the run's name.
 
-        A model `of_text` takes tokens and gives scores, which its signature says; what another takes nobody knows.
+        `text_model` is what MLflow needs to load a model of language; what another one takes nobody knows.
         """
         with self._errors():
             model = self._client.get_logged_model(self._models[finished.uri])
             try:
                 served = self._database is None
-                register(self._client, finished.run, self.run_id, model, card, served=served, of_text=of_text)
+                register(self._client, finished.run, self.run_id, model, card, text_model, served=served)
             except OSError as error:
                 raise TrackingUnavailableError(f"MLflow can't store the model's card: {_one_line(error)}") from error
 

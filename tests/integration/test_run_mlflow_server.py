@@ -116,4 +116,4 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(product: Product, 
     assert version.tags["elastictrain.step"] == str(report["steps"])
     assert client.get_model_version_by_alias("served", "best").version == version.version
     final = next(model for model in models if model.tags["elastictrain.step"] == str(report["steps"]))
-    assert {a.path for a in client.list_logged_model_artifacts(final.model_id)} == {"README.md", "MLmodel"}
+    assert {a.path for a in client.list_logged_model_artifacts(final.model_id)} == {"README.md", "MLmodel", "run.json"}

@@ -5,11 +5,16 @@ About 60 s on two cores.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from product import Product, Report, Running, assert_recorded, assert_same_training
+
+from elastictrain.tracking.sqlite_store import default_uri
 
 
 def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> None:
@@ -32,6 +37,30 @@ def test_a_dead_store_stops_nothing(product: Product, undisturbed: Report) -> No
     again = product.train("untracked")
     assert again.code == 0, again.err
     assert_recorded(product.storage, product.report("untracked"))
+
+
+def test_mlflow_loads_the_registered_model_and_it_writes(product: Product, undisturbed: Report, tmp_path: Path) -> None:
+    """In a process that knows MLflow alone; it writes what the run's evaluation wrote."""
+    train, prompt = undisturbed["config"]["train"], undisturbed["config"]["train"]["sample_prompt"]
+    asked = {"num_tokens": train["sample_tokens"], "seed": train["seed"]}
+    code = (
+        "import json, sys, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}@best')\n"
+        "told = model.predict([sys.argv[3], ''], params=json.loads(sys.argv[4]))\n"
+        "print(told.to_json(orient='records'))\n"
+    )
+    arguments = [default_uri(product.storage), undisturbed["run"], prompt, json.dumps(asked)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    written, empty = json.loads(done.stdout.splitlines()[-1])
+    assert prompt + written["continuation"] == undisturbed["evaluation"]["sample"]
+    assert written["num_tokens"] > 0
+    assert 0 < written["bits_per_byte"] < 20
+    assert (empty["nats"], empty["num_tokens"], empty["bits_per_byte"]) == (0, 0, None)
+    assert "Warning" not in done.stderr, done.stderr
 
 
 @contextmanager

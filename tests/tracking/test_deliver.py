@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from example_events import START_AT, Story, full_story
 from mlflow.models import Model
+from mlflow.types import DataType
 
 from elastictrain.events import Event, StepCommitted, Warned
 from elastictrain.tracking.deliver import Deliverer, Delivery
@@ -167,10 +169,11 @@ def test_a_finished_model_is_in_the_registry_with_signature_and_card(tmp_path: P
     assert version.tags["elastictrain.sha256"] == newest.sha256
     assert version.tags["elastictrain.uri"] == newest.uri
     folder = Path(url2pathname(urlparse(version.source).path))
-    assert {path.name for path in folder.iterdir()} == {"MLmodel", "README.md"}  # nothing pickled
+    assert {path.name for path in folder.iterdir()} == {"MLmodel", "README.md", "run.json"}  # nothing pickled
     described = Model.load(str(folder / "MLmodel"))
-    assert described.signature.inputs.input_names() == ["tokens"]
+    assert described.signature.inputs.input_types() == [DataType.string]
     assert described.flavors["elastictrain"]["sha256"] == newest.sha256
+    assert described.flavors["python_function"]["loader_module"] == "elastictrain.export.pyfunc"
     card = (folder / "README.md").read_text()
     assert card == version.description
     for told in (newest.sha256, newest.uri, "1.9300 bits per byte", "3,200 samples", "2 failures survived"):
@@ -321,7 +324,11 @@ def test_a_first_delivery_is_silent_and_leaves_nothing_in_the_working_folder(tmp
         "folder = Path(sys.argv[1])\n"
         "assert Deliverer(folder, default_uri(folder.parent), 'e', 'quiet').deliver(60).done\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run_folder)], cwd=cwd, capture_output=True, text=True)
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "settings")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run_folder)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert not (tmp_path / "settings").exists(), "MLflow tells nobody of itself"
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(cwd.iterdir()) == []
     assert {p.name for p in run_folder.parent.iterdir()} == {"quiet", "mlflow.db", "mlartifacts"}

@@ -25,8 +25,9 @@ RunState = Literal[
     "failed",
     "interrupted",
 ]
-"""Where a run is: preparing its data, running, recovering from a failure, waiting for workers, writing its last state;
-the last four are ends. A reader says `interrupted` of a run whose driver went without a word; no driver writes it."""
+"""Where a run is: preparing (joining a cluster, and its data), starting its workers, running, recovering from a
+failure, waiting for workers, writing its last state; the last four are ends. A reader says `starting` of a run that has
+told nothing yet, and `interrupted` of one whose driver went without a word; no driver writes that."""
 
 ENDED: frozenset[RunState] = frozenset({"complete", "stopped", "failed", "interrupted"})
 """States in which nobody works on the run."""
@@ -84,6 +85,7 @@ class Status:
     generation: int
     loss: float | None
     tokens_per_s: float
+    """Of the last 20 steps, counting the seconds of compute and communication only, as the report does."""
     goodput: float
     """Share of the wall time that was training, 0 to 1."""
     lost_steps: int

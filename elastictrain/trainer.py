@@ -24,7 +24,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.prepare import prepare
 from elastictrain.data.samples import look_at_named, refuse_other_samples
-from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, RunConflictError, UserCodeError
+from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, UserCodeError
 from elastictrain.events import (
     Cause,
     DataReady,
@@ -42,7 +42,7 @@ from elastictrain.runtime.branch import branch, check_branch
 from elastictrain.runtime.cluster import check_reachable, connected
 from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Allotment, Fleet
-from elastictrain.runtime.home import RunHome, settled
+from elastictrain.runtime.home import RunHome, refuse_fewer_steps, settled
 from elastictrain.runtime.resume import StartPoint, next_generation, start_point
 from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
@@ -122,7 +122,7 @@ class ElasticTrainer:
     def _complete_already(self) -> Result | None:
         earlier = self._told.events()
         self._home.check_config(begun=any(isinstance(e, GenerationStarted) for e in earlier))
-        _refuse_fewer_steps(earlier, self.config.train.steps)
+        refuse_fewer_steps(self.config, steps_done(earlier))
         if _is_complete(earlier, self.config.train.steps):
             run_id = self._deliver_rest()
             if not (self._home.folder / REPORT).exists():  # its driver died after the last step
@@ -164,7 +164,6 @@ class ElasticTrainer:
     def _train(self, attempt: Attempt, tracker: Any) -> End:
         config, live, emit = self.config, attempt.live, attempt.emit
         store = checkpoints_of(config)
-        live.status = "preparing"
         live.publish(None, None, {}, force=True)
         data_folder, vocab_size = self._prepare(emit)
         if config.model.kind != "transformer":
@@ -177,7 +176,7 @@ class ElasticTrainer:
         self._told.forget()
         live.step = start.restore.step
         if start.restore.step >= config.train.steps:
-            fleet.close()
+            _close(fleet, emit)
             return End("complete")  # cut off after its last checkpoint: there is nothing left to train
         rung = rung_of(plans, start.in_force) if start.in_force else 0
         if rung and start.in_force:
@@ -197,7 +196,7 @@ class ElasticTrainer:
                 self._evaluate(supervisor, emit)
             return end
         finally:
-            fleet.close()
+            _close(fleet, emit)
 
     def _prepare(self, emit: Callable[[Event], None]) -> tuple[str, int]:
         """Have the samples ready; the folder of prepared text and its vocabulary's size, nothing where it is none."""
@@ -294,18 +293,14 @@ class ElasticTrainer:
         )
 
 
+def _close(fleet: Fleet, emit: Callable[[Event], None]) -> None:
+    if left := fleet.close():
+        emit(Warned(time.time(), "cluster", left))
+
+
 def _is_complete(events: Sequence[Event], steps: int) -> bool:
     last = next((e for e in reversed(events) if isinstance(e, RunEnded)), None)
     return last is not None and last.status == "complete" and last.step >= steps
-
-
-def _refuse_fewer_steps(events: Sequence[Event], steps: int) -> None:
-    done = steps_done(events)
-    if done > steps:
-        raise RunConflictError(
-            f"train.steps {steps} is less than the {done} steps that the run has done. Set train.steps to {done} or "
-            f"more, or choose another run.name."
-        )
 
 
 def _end_of(error: BaseException) -> End:

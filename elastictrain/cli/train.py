@@ -24,7 +24,9 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields to change, such as train.steps=50.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the config, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the config, also against a run of its name; print it.")
+    ] = False,
 ) -> None:
     """Train a run, or continue it."""
     from elastictrain.config import TrainConfig
@@ -33,9 +35,31 @@ def train(
     resolved = TrainConfig.load(config, overrides or [])
     if dry_run:
         check_inputs(resolved)
+        _check_begun(resolved)
         typer.echo(resolved.to_yaml(), nl=False)
         return
     raise typer.Exit(run_training(resolved))
+
+
+def _check_begun(config: TrainConfig) -> None:
+    """Raise RunConflictError where the run of this name has begun, and can't go on with this config."""
+    place = config.run.storage
+    if "://" not in place and not Path(place).expanduser().joinpath(config.run.name, "journal").is_dir():
+        return
+    from elastictrain.cli.runs import StoredRun
+    from elastictrain.events import GenerationStarted, StepCommitted
+    from elastictrain.runtime.home import CONFIG, refuse_fewer_steps, refuse_other_config, settled
+    from elastictrain.storage import Storage
+
+    config = settled(config)
+    run = StoredRun(config.run.name, Storage.open(config.run.storage).run(config.run.name))
+    begun, done = False, 0
+    for event in run.history():
+        begun = begun or isinstance(event, GenerationStarted)
+        done = max(done, event.step) if isinstance(event, StepCommitted) else done
+    if begun and run.storage.exists(CONFIG):
+        refuse_other_config(config, run.storage.read(CONFIG), run.storage.uri)
+    refuse_fewer_steps(config, done)
 
 
 def run_training(config: TrainConfig) -> int:

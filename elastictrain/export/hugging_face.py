@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def export(
             _write_their_model(config, source, tokenizer, folder)
         else:
             _write_llama(config, source, manifest, tokenizer, folder, file_bytes)
+        _open_to_readers(folder)
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(manifest.run, manifest.step, to, sum(t.numel for t in _parameters(manifest)), num_bytes)
 
@@ -156,6 +158,16 @@ def _write_their_model(config: TrainConfig, source: StateSource, tokenizer: Toke
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give all files the mode that new ones have here: safetensors writes its own for the owner alone."""
+    new = folder / ".new"
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 @contextmanager

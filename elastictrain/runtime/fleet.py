@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -36,6 +37,12 @@ from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
 from elastictrain.runtime.worker import WorkerActor
 
 ZONE_LABEL = "ray.io/availability-zone"
+CLOSE_TIMEOUT_S = 60.0
+"""How long the cluster may take to end what the run has there: as long as Ray's head may be silent."""
+LEFT = (
+    "keepers may be left on {}: {}. They end by themselves after {:.0f} s without a driver; workers and slots end with "
+    "this process"
+)
 BAN_S = 20.0
 """A node that was given up on is left alone for so long: Ray takes up to 15 s to see that a node is dead."""
 
@@ -148,7 +155,7 @@ class Fleet:
             alive = [node for node in ray.nodes() if node["Alive"]]
             return Survey(alive, state.get_draining_nodes(), self.allotment())
 
-        return self.errands.run(look)
+        return self.errands.ask(look)
 
     def compare(self, survey: Survey) -> tuple[list[Node], list[str]]:
         """With Ray's nodes: (new ones with room, names of those that Ray has declared dead)."""
@@ -278,7 +285,7 @@ class Fleet:
         free = self._free_slots[node]
         held = len(free) + sum(w.node == node and w.slot is not None for w in self.workers.values())
         for _ in range(min(held - self.nodes[node].slots, len(free))):
-            self.errands.run(partial(remove_placement_group, free.pop()))
+            self.errands.do(f"give back a slot on node {node}", partial(remove_placement_group, free.pop()))
 
     def drop_node(self, name: str, ban_s: float = BAN_S) -> None:
         """Give up on a node and everything on it, for so many seconds at least."""
@@ -290,20 +297,26 @@ class Fleet:
             if handle.slot is not None:
                 self._free_slots[name].append(handle.slot)
         for slot in self._free_slots.pop(name, []):
-            self.errands.run(partial(remove_placement_group, slot))
+            self.errands.do(f"give back a slot on node {name}", partial(remove_placement_group, slot))
         self.end(node.keeper)
 
-    def close(self) -> None:
-        """End every actor, what is left of an earlier driver's too, and give back every slot.
+    def close(self) -> str:
+        """End every actor, what is left of an earlier driver's too, and give back every slot; what is left, in words.
 
         Without Ray's head nobody can: what is left of the cluster ends by itself.
         """
         if not head_answers():
-            return
-        for name in list(self.nodes):
+            return ""
+        names = list(self.nodes)
+        for name in names:
             self.drop_node(name)
-        self.errands.run(partial(end_keepers, self.config)).result()
+        try:
+            self.errands.ask(partial(end_keepers, self.config)).result(CLOSE_TIMEOUT_S)
+        except (TimeoutError, RayError) as error:
+            why = f"{CLOSE_TIMEOUT_S:.0f} s were not enough" if isinstance(error, TimeoutError) else str(error)
+            return LEFT.format(", ".join(names) or "the cluster", why, self.config.elastic.orphan_timeout_s)
+        return ""
 
     def end(self, actor: Any) -> None:
         """Have an actor ended."""
-        self.errands.run(partial(ray.kill, actor))
+        self.errands.do("end an actor", partial(ray.kill, actor))

@@ -27,7 +27,8 @@ from elastictrain.workloads.named import absolute
 MIRROR_EVERY_S = 5.0
 DATA_FOLDER = "_data"
 """Of token shards, in the storage: no run's name begins with an underscore."""
-_CONFIG = "config.json"
+CONFIG = "config.json"
+"""Of the run's folder: what it began with."""
 _STATUS = "status.json"
 _JOB_FOLDER = "/runtime_resources/working_dir_files/"
 """Where Ray unpacks the copy of the working directory in which a submitted job runs."""
@@ -102,21 +103,11 @@ class RunHome:
 
     def check_config(self, begun: bool) -> None:
         """Remember the config; raises RunConflictError when it can't continue a run that has trained (`begun`)."""
-        path = self.folder / _CONFIG
+        path = self.folder / CONFIG
         if begun and path.exists():
-            try:
-                old = TrainConfig.from_dict(json.loads(path.read_bytes()), str(path))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path} is damaged: {error}. Remove the folder to begin the run anew.") from None
-            changes = blocking_changes(_told(old), _told(self._config))
-            if changes:
-                told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
-                raise RunConflictError(
-                    f"run {self._config.run.name!r} in {self.storage.uri} can't go on with this config: {told}. Put "
-                    f"the old value back, or choose another run.name to begin a new run."
-                )
+            refuse_other_config(self._config, path.read_bytes(), self.storage.uri)
             return
-        self.storage.write_atomic(_CONFIG, json.dumps(_told(self._config).to_dict(), indent=1).encode())
+        self.storage.write_atomic(CONFIG, json.dumps(_told(self._config).to_dict(), indent=1).encode())
         if self._remote:
             self._fetch()
 
@@ -145,7 +136,7 @@ class RunHome:
             if status is not None:
                 (self.folder / _STATUS).write_bytes(status)
             return
-        for name in (_STATUS, _CONFIG, "lock"):
+        for name in (_STATUS, CONFIG, "lock"):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # what else is there is not ours
             (self.folder / "journal").rmdir()
@@ -167,12 +158,36 @@ class RunHome:
         return ""
 
     def _fetch(self) -> None:
-        names = [_CONFIG, *(f"journal/{name}" for name in self.storage.list("journal"))]
+        names = [CONFIG, *(f"journal/{name}" for name in self.storage.list("journal"))]
         for name in names:
             target = self.folder / name
             if self.storage.exists(name) and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self.storage.read(name))
+
+
+def refuse_other_config(config: TrainConfig, begun_with: bytes, place: str) -> None:
+    """Raise RunConflictError when this config can't continue the run at `place`, which has this config.json."""
+    try:
+        old = TrainConfig.from_dict(json.loads(begun_with), f"{place}/{CONFIG}")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}/{CONFIG} is damaged: {error}. Remove the folder to begin the run anew.") from None
+    changes = blocking_changes(_told(old), _told(config))
+    if changes:
+        told = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+        raise RunConflictError(
+            f"run {config.run.name!r} in {place} can't go on with this config: {told}. Put the old value back, or "
+            f"choose another run.name to begin a new run."
+        )
+
+
+def refuse_fewer_steps(config: TrainConfig, done: int) -> None:
+    """Raise RunConflictError when the run has done more steps than this config asks for."""
+    if done > config.train.steps:
+        raise RunConflictError(
+            f"train.steps {config.train.steps} is less than the {done} steps that the run has done. Set train.steps to "
+            f"{done} or more, or choose another run.name."
+        )
 
 
 def is_driven(run_folder: Path) -> bool:

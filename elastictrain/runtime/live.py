@@ -14,7 +14,7 @@ from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.status import NodeStatus, RunState, StandbyStatus, Status, WorkerStatus
-from elastictrain.tracking.ledger import waits_of
+from elastictrain.tracking.ledger import productive_s
 
 PUBLISH_EVERY_S = 0.5
 _RECENT_STEPS = 20
@@ -28,7 +28,7 @@ class Live:
     ) -> None:
         self._config, self.attempt, self._show = config, attempt, show
         self._started_at = started_at
-        self.status: RunState = "starting"
+        self.status: RunState = "preparing"
         self.message = ""
         self.step = step
         self.generation = 0
@@ -42,6 +42,7 @@ class Live:
         self._broken = -1
         """The generation that failed last."""
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        """Seconds and tokens of the last steps."""
         self._published = 0.0
 
     def resume(self, productive_s: float, lost_steps: int) -> None:
@@ -63,9 +64,9 @@ class Live:
                     self.status = "running"
                 if event.skipped is None:
                     self.loss = event.loss
-                waits = waits_of(event)
-                self._productive_s += event.finished_at - event.begun_at - waits.data_s - waits.snapshot_s
-                self._recent.append((event.finished_at, event.num_tokens))
+                seconds = productive_s(event)
+                self._productive_s += seconds
+                self._recent.append((seconds, event.num_tokens))
             case FailureDetected():
                 self.status, self._fault_at, self._broken = "recovering", event.at, event.generation
             case Recovered():
@@ -121,7 +122,5 @@ class Live:
         )
 
     def _tokens_per_s(self) -> float:
-        if len(self._recent) < 2:
-            return 0.0
-        seconds = self._recent[-1][0] - self._recent[0][0]
-        return sum(tokens for _, tokens in list(self._recent)[1:]) / max(seconds, 1e-9)
+        seconds = sum(seconds for seconds, _ in self._recent)
+        return sum(tokens for _, tokens in self._recent) / seconds if seconds else 0.0

@@ -88,9 +88,9 @@ class Supervisor:
         self._fired = set(start.fired)
         self._breakage = Breakage()
         self._paused: set[str] = set()
-        self._said = {""}
-        """What workers had to say, told once each."""
         """Members that have stopped for a pause."""
+        self._said = {""}
+        """What workers had to say, and what could not be done, told once each."""
         self._released: dict[str, float] = {}
         """Nodes that may go once no checkpoint is being written from there, and how long to leave them alone."""
         self._interval = SnapshotInterval(config.snapshot.every)
@@ -145,6 +145,10 @@ class Supervisor:
         self._loads.look(self._story.step)
         if self._released and not self._saving.busy:
             self._release()
+        for problem in self._fleet.errands.take_failures():
+            if problem not in self._said:
+                self._said.add(problem)
+                self._story.warn("cluster", problem)
         if self._fleet.num_slots != self._slots:
             self._slots = self._fleet.num_slots
             self._emit(SlotsHeld(time.time(), self._slots))

@@ -25,6 +25,7 @@ from elastictrain.runtime.home import RunHome, is_driven
 from elastictrain.storage import Storage
 from elastictrain.sweep.space import Sweep, config_of
 from elastictrain.tracking.journal import Position, tail
+from elastictrain.tracking.ledger import productive_s
 
 LOOK_EVERY_S = 0.1
 STOP_FILE = "stop"
@@ -242,7 +243,7 @@ class LegRun:
         told = [e for s, e in self._window.items() if since < s <= step]
         losses = [e.loss for e in told if e.skipped is None and math.isfinite(e.loss)]
         metrics = {"train/loss": math.fsum(losses) / len(losses)} if losses else {}
-        if told and (seconds := told[-1].finished_at - told[0].begun_at) > 0:
+        if seconds := sum(map(productive_s, told)):
             metrics["perf/tokens_per_s"] = sum(e.num_tokens for e in told) / seconds
         if self._evaluated is not None:
             metrics["eval/loss"] = self._evaluated.loss

@@ -157,6 +157,12 @@ def waits_of(step: StepCommitted) -> Waits:
     return step.waits or Waits(step.data_wait_s, 0.0, step.snapshot_stall_s)
 
 
+def productive_s(step: StepCommitted) -> float:
+    """The part of a step that is `PRODUCTIVE`: what tokens/s count everywhere, in the run's state and its report."""
+    waits = waits_of(step)
+    return max(step.finished_at - step.begun_at - waits.data_s - waits.snapshot_s, 0.0)
+
+
 def stalls(events: Iterable[Event], saved: Container[int]) -> dict[int, float]:
     """Longest wait of a rank for the copies of the state after each of these steps, in seconds: what saving it cost."""
     return {e.step - 1: e.snapshot_stall_s for e in events if isinstance(e, StepCommitted) and e.step - 1 in saved}

@@ -27,6 +27,7 @@ from elastictrain.events import (
     Warned,
 )
 from elastictrain.tracking.family import Family, Kin
+from elastictrain.tracking.ledger import productive_s
 from elastictrain.tracking.redact import redact, redact_all
 from elastictrain.tracking.running_ledger import RunningLedger
 
@@ -217,8 +218,8 @@ def _step_points(event: StepCommitted) -> Iterator[Point]:
         "data/wait_s": event.data_wait_s,
         "snapshot/stall_s": event.snapshot_stall_s,
     }
-    if step_s > 0:
-        values["perf/tokens_per_s"] = event.num_tokens / step_s
+    if seconds := productive_s(event):
+        values["perf/tokens_per_s"] = event.num_tokens / seconds
     values |= {f"model/{name}": value for name, value in event.gauges.items()}
     for name, value in values.items():
         yield _point(name, value, event.at, event.step)

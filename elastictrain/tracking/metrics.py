@@ -47,7 +47,9 @@ class Reading(NamedTuple):
 STEP = Metric("elastictrain_step", "Last committed step")
 STEPS = Metric("elastictrain_steps", "Steps in the whole run")
 LOSS = Metric("elastictrain_loss", "Training loss of the last step that counts")
-SPEED = Metric("elastictrain_tokens_per_second", "Tokens a second over the last steps", "tokens/s")
+SPEED = Metric(
+    "elastictrain_tokens_per_second", "Tokens a second of compute and communication, over the last steps", "tokens/s"
+)
 STEP_S = Metric("elastictrain_step_seconds", "Seconds of the last step", "s")
 WAIT_S = Metric("elastictrain_wait_seconds", "Seconds that ranks waited in the last step, on average", "s", ("reason",))
 GAUGE = Metric("elastictrain_model_gauge", "What the model tells of the last step, by name", "", ("gauge",))

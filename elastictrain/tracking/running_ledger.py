@@ -29,7 +29,7 @@ from elastictrain.events import (
     RunStarted,
     SlotsHeld,
     StepCommitted,
-    Warned,
+    WorkerStarted,
 )
 from elastictrain.tracking.attempts import latest
 from elastictrain.tracking.event_log import EventLog
@@ -122,7 +122,7 @@ class RunningLedger:
         for event in self._kept:
             yield event
             if isinstance(event, RunStarted):
-                yield Warned(next(ends), "", "")
+                yield WorkerStarted(next(ends), "", "", 0, 0.0)
 
     def _contradicts(self, event: Event) -> bool:
         """Whether it says something of a time that is counted."""

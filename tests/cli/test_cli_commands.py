@@ -19,6 +19,7 @@ from elastictrain.errors import CheckpointError, InfrastructureError, RunConflic
 ROOT = Path(__file__).parents[2]
 RECIPE = "jobs/llm_tiny.yaml"
 COMMAND = [sys.executable, "-c", "from elastictrain.cli import main; main()"]
+NEW = "run.name=never-begun"
 HEAVY = {"torch", "ray", "deepspeed", "mlflow", "pyarrow", "transformers", "numpy"}
 
 
@@ -29,10 +30,10 @@ def process(*command: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_a_dry_run_prints_the_resolved_config() -> None:
-    done = process(*COMMAND, "train", RECIPE, "train.steps=7", "faults=[]", "--dry-run")
+    done = process(*COMMAND, "train", RECIPE, "train.steps=7", "faults=[]", NEW, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert TrainConfig.from_dict(yaml.safe_load(done.stdout)) == TrainConfig.load(
-        ROOT / RECIPE, ["train.steps=7", "faults=[]"]
+        ROOT / RECIPE, ["train.steps=7", "faults=[]", NEW]
     )
 
 
@@ -43,7 +44,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not storage.exists()
 
 
-@pytest.mark.parametrize("arguments", [["train", RECIPE, "--dry-run"], ["--help"], ["schema"], ["train", "none.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", RECIPE, NEW, "--dry-run"], ["--help"], ["schema"], ["train", "none.yaml"]]
+)
 def test_what_trains_nothing_imports_nothing_heavy(arguments: list[str]) -> None:
     done = process(sys.executable, "-X", "importtime", *COMMAND[1:], *arguments)
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -67,6 +70,23 @@ def test_a_bad_config_is_one_line_on_stderr(script: list[str], arguments: list[s
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
+
+
+def test_a_dry_run_refuses_what_the_run_of_its_name_would(tmp_path: Path) -> None:
+    kept = KeptRun(tmp_path)
+    kept.killed_and_recovered()
+    given = ["run.name=quickstart", f"run.storage={tmp_path}", "faults=[]"]
+    begun_with = TrainConfig.load(ROOT / RECIPE, given).to_dict()
+    (kept.folder / "config.json").write_text(json.dumps(begun_with))
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    for override, status, says in (
+        ("train.steps=3", 0, "steps: 3"),
+        ("train.steps=2", 3, "train.steps 2 is less than the 3 steps"),
+        ("train.learning_rate=0.5", 3, "can't go on with this config: train.learning_rate was"),
+    ):
+        result = CliRunner().invoke(app, ["train", str(ROOT / RECIPE), *given, override, "--dry-run"])
+        assert (result.exit_code, says in result.output) == (status, True), result.output
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,16 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         exported(config, trained(config), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "runs")
+    before = os.umask(0o027)
+    try:
+        exported(config, trained(config), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_half_a_folder_is_never_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ writing and reading the live status. The bar is 100 ms for each.
 
     python benchmarks/control_plane.py                        10,000 ranks; some minutes, most of them 10,000 starts
     python benchmarks/control_plane.py --ranks 1000 --json    smaller; one JSON object
+    python benchmarks/control_plane.py --live                 with processes and messages: see control_live.py
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from elastictrain.plan.layout import Layout
 from elastictrain.status import NodeStatus, Status, WorkerStatus
 
 SLOTS = 8
+RANKS = 10_000
+LIVE_RANKS = 100
+LIVE_NODES = 4
 BAR_S = 0.1
 SPARE_NODES = 1
 STEPS_BETWEEN = 3
@@ -210,13 +214,23 @@ def told(result: dict[str, Any]) -> str:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=10_000, help=f"a multiple of {SLOTS} (default 10,000)")
+    parser.add_argument("--live", action="store_true", help="supervisor, keepers and Ray, with workers without torch")
+    parser.add_argument("--ranks", type=int, help="10,000, or 100 with --live; a multiple of 8, or of 4")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    if arguments.ranks < 4 * SLOTS or arguments.ranks % SLOTS:
-        parser.error(f"--ranks {arguments.ranks}: a multiple of {SLOTS}, and at least {4 * SLOTS}")
-    result = measure(arguments.ranks)
-    print(json.dumps(result, indent=2) if arguments.json else told(result))
+    ranks = arguments.ranks or (LIVE_RANKS if arguments.live else RANKS)
+    slots = LIVE_NODES if arguments.live else SLOTS
+    if ranks < 4 * slots or ranks % slots:
+        parser.error(f"--ranks {ranks}: a multiple of {slots}, and at least {4 * slots}")
+    if arguments.live:
+        import control_live
+
+        result = control_live.measure(ranks, LIVE_NODES)
+        words = control_live.told(result)
+    else:
+        result = measure(ranks)
+        words = told(result)
+    print(json.dumps(result, indent=2) if arguments.json else words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray nodes on this machine, a CPU each, for whichever peer is measured; and jobs that end when told to.
+"""Ray nodes on this machine, mostly a CPU each, for whichever peer is measured; and jobs that end when told to.
 
 The nodes have addresses of their own (127.0.0.11 and up), so that an embedded cluster can run beside them, and a token
 of their own. Starting them takes 5 to 10 s. Everything ends with the block, however that ends.
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 FIRST_HOST = 11
-NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+OBJECT_STORE_BYTES = 150 * 2**20
 STOP_TIMEOUT_S = 60.0
 _SHOWN_LINES = 30
 _TOKEN = secrets.token_hex(32)
@@ -41,6 +41,8 @@ class Nodes:
     """A local cluster to which nodes can be added."""
 
     cluster: Any
+    node: dict[str, Any]
+    """What each of them is like, for Ray."""
     num_added: int = 0
 
     @property
@@ -74,12 +76,15 @@ class Nodes:
     def add(self) -> Any:
         """One more node, at the next address."""
         self.num_added += 1
-        return self.cluster.add_node(**NODE, node_ip_address=_host(self.num_added))
+        return self.cluster.add_node(**self.node, node_ip_address=_host(self.num_added))
 
 
 @contextmanager
-def local_nodes(count: int) -> Iterator[Nodes]:
-    """So many nodes, the head among them. Ray's files are in a folder of their own: its sockets' paths have a limit."""
+def local_nodes(count: int, num_cpus: int = 1) -> Iterator[Nodes]:
+    """So many nodes with so many CPUs each, the head among them.
+
+    Ray's files are in a folder of their own: its sockets' paths have a limit.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         os.environ |= {
             "RAY_TMPDIR": folder,
@@ -96,9 +101,10 @@ def local_nodes(count: int) -> Iterator[Nodes]:
         temp_dir.mkdir()
         # without a dashboard Ray claims its port all the same
         head = {"temp_dir": str(temp_dir), "include_dashboard": False, "dashboard_port": free_port()}
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, "node_ip_address": _host(0)})
+        node = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        cluster = Cluster(initialize_head=True, head_node_args={**node, **head, "node_ip_address": _host(0)})
         try:
-            nodes = Nodes(cluster)
+            nodes = Nodes(cluster, node)
             for _ in range(count - 1):
                 nodes.add()
             # each node has set a handler of Ray's, which drains it for half a minute

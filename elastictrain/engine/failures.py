@@ -1,4 +1,4 @@
-"""Telling a broken collective, and a lack of memory, from an error of the model, the data or the engine.
+"""Telling a broken collective from an error of the model, the data or the engine.
 
 Torch reports a lost peer as `DistBackendError`, `DistNetworkError` or `DistStoreError`, or, from gloo, as a plain
 RuntimeError whose message names gloo's source file or the state of the connection. A lost peer is never the first
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 
 from elastictrain.errors import PeerLostError
@@ -20,19 +19,6 @@ _BROKEN_COLLECTIVE = re.compile(
     r"gloo/|Gloo |ProcessGroupGloo|ProcessGroupNCCL|NCCL error|NCCL communicator was aborted"
     r"|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ms",
 )
-
-_OUT_OF_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA (error: )?out of memory"
-    r"|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch's on an accelerator, one of the libraries under it, torch's on the CPU (a
-    plain RuntimeError), or Python's own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def classify(error: BaseException) -> BaseException:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from elastictrain.engine.out_of_memory import is_out_of_memory
 from elastictrain.errors import PeerLostError
 from elastictrain.events import Cause
 
@@ -11,11 +14,27 @@ _KILLED_FOR_MEMORY = "running low on memory"
 """Ray's words in the error of an actor that its memory monitor killed; a task gets an error type of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call of a worker failed, as plain data: the error itself may be of code that only the worker has."""
+
+    cause: Cause
+    unreachable: bool = False
+    """The worker is gone, or it could not reach somebody who is."""
+    peers_lost: bool = False
+    """Only because another rank went away."""
+
+
+def failure_of(error: Exception) -> Failure:
+    """What became of a call that raised this: one of Ray's errors, or whatever its answer can't be read for."""
+    if not isinstance(error, RayError):
+        return Failure(Cause("unknown", f"{type(error).__name__}: {error}".splitlines()[0]))
+    return Failure(explain(error), isinstance(error, RayActorError), is_peer_loss(error))
+
+
 def explain(error: RayError) -> Cause:
     """What a failed call tells."""
     if isinstance(error, RayTaskError):
-        from elastictrain.engine.failures import is_out_of_memory
-
         inner = error.cause
         line = f"{type(inner).__name__}: {inner}".splitlines()[0]
         kind = "oom" if is_out_of_memory(inner) else "exception"

@@ -17,10 +17,10 @@ from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.control.restore import MemoryState, ShardAt, newest_complete
 from elastictrain.control.vocabulary import Fence
 from elastictrain.events import Cause
-from elastictrain.runtime.causes import explain
 from elastictrain.runtime.estate import UPDATED
 from elastictrain.runtime.fleet import Fleet
-from elastictrain.runtime.protocol import FenceReply
+from elastictrain.runtime.protocol import FenceReply, Question
+from elastictrain.runtime.questions import Questions
 from elastictrain.runtime.replies import Replies
 from elastictrain.state.tensors import ShardHeader
 
@@ -32,6 +32,7 @@ class Fencing:
     order: Fence
     fleet: Fleet
     replies: Replies
+    questions: Questions
     quiet_timeout_s: float
     lose_worker: Callable[[str, Cause], None]
     suspect: Callable[[str, Cause], None]
@@ -48,23 +49,27 @@ class Fencing:
     finished: bool = False
     _workers: set[str] = field(default_factory=set)
     _keepers: set[str] | None = None
+    _insisted: bool = False
 
     def start(self) -> None:
         """Send the survivors home."""
-        self._deadline = time.monotonic() + self.quiet_timeout_s
+        self._begun = time.monotonic()
         self._workers = {name for name in self.order.survivors if name in self.fleet.workers}
-        for name in self._workers:
-            reply = self.fleet.workers[name].actor.quiet.remote(self.order.generation)
-            self.replies.expect(
-                reply,
-                lambda _, name=name: self._quieted(name),  # type: ignore[misc]  # defaults bind
-                lambda error, name=name: self.suspect(name, explain(error)),  # type: ignore[misc]  # defaults bind
-            )
+        self.questions.ask(
+            Question("quiet", (self.order.generation,), together=True, again=True),
+            sorted(self._workers),
+            lambda name, _: self._quieted(name),
+            lambda name, failure: self.suspect(name, failure.cause),
+        )
         self._go_on()
 
     def check(self) -> None:
-        """End whoever has missed the deadline."""
-        if self._keepers is None and time.monotonic() > self._deadline:
+        """End whoever has missed the deadline; at half time, ask again past keepers that may hang."""
+        waited_s = time.monotonic() - self._begun
+        if self._keepers is None and not self._insisted and waited_s > self.quiet_timeout_s / 2:
+            self._insisted = True
+            self.questions.insist()
+        if self._keepers is None and waited_s > self.quiet_timeout_s:
             for name in list(self._workers):
                 late = f"did not leave its generation within {self.quiet_timeout_s:.0f} s"
                 self.lose_worker(name, Cause("hang", late))

@@ -118,6 +118,8 @@ class Fleet:
     token: bytes
     allotment: Allotment = lambda: None
     """How many of the slots are this run's, where it shares the cluster by rule."""
+    worker_actor: Any = WorkerActor
+    """What a worker is: an actor class."""
     inherited: dict[str, Inherited] = field(default_factory=dict)
     """Keepers of an earlier driver, by Ray's id of their node, that no node here has yet."""
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -236,8 +238,8 @@ class Fleet:
         while self.inherited:
             self.end(self.inherited.popitem()[1].keeper)
 
-    def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> Any:
-        """Start a worker on a node; the reply is its WorkerInfo once it is warm."""
+    def start_worker(self, name: str, node_name: str, reserved: bool, data_folder: str) -> None:
+        """Start a worker on a node."""
         config, node = self.config, self.nodes[node_name]
         slot = self._slot(node) if reserved else None
         strategy = (
@@ -245,15 +247,14 @@ class Fleet:
             if slot is not None
             else NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
         )
-        actor = WorkerActor.options(
+        actor = self.worker_actor.options(
             name=f"{config.run.name}/{name}",
             num_cpus=self.demand["CPU"] if reserved else 0,
             num_gpus=self.demand.get("GPU", 0) if reserved else 0,
             scheduling_strategy=strategy,
             runtime_env={"env_vars": allocator_environment()},
-        ).remote(name, config.to_dict(), node.keeper, node.address, self.token)
+        ).remote(name, node_name, config.to_dict(), data_folder, node.keeper, node.address, self.token)
         self.workers[name] = WorkerHandle(name, node_name, actor, slot)
-        return actor.warm.remote(node_name, data_folder, self.zero_stage)
 
     @property
     def num_slots(self) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import RayActorError, RayError
 
 from elastictrain.config import TrainConfig
 from elastictrain.control.loss_guard import Seen
@@ -15,10 +14,10 @@ from elastictrain.control.restore import ring
 from elastictrain.control.vocabulary import Form
 from elastictrain.events import Cause
 from elastictrain.plan.layout import Layout
-from elastictrain.runtime.causes import explain, is_peer_loss
+from elastictrain.runtime.causes import Failure
 from elastictrain.runtime.fleet import Fleet
-from elastictrain.runtime.protocol import FormOrder, FormReply, Outcome, RestoreFrom
-from elastictrain.runtime.replies import Replies
+from elastictrain.runtime.protocol import FormOrder, FormReply, Outcome, Question, RestoreFrom
+from elastictrain.runtime.questions import Questions
 from elastictrain.state.tensors import LogicalTensor
 
 FORM_TIMEOUT_S = 120.0
@@ -43,7 +42,7 @@ class Forming:
     order: Form
     config: TrainConfig
     fleet: Fleet
-    replies: Replies
+    questions: Questions
     restore: RestoreFrom
     fired: frozenset[int]
     """Planned faults that have struck already."""
@@ -72,19 +71,20 @@ class Forming:
         self._begun = time.monotonic()
         self._waiting = set(order.workers)
         pair_keepers(fleet, [fleet.workers[name].node for name in order.workers])
-        handles = [fleet.workers[name] for name in order.workers]
-        rendezvous = handles[0].info.rendezvous if handles[0].info else ""
+        first = fleet.workers[order.workers[0]]
+        rendezvous = first.info.rendezvous if first.info else ""
         faults = tuple(
             (index, fault) for index, fault in enumerate(self.config.faults) if fault.repeat or index not in self.fired
         )
-        restore = ray.put(self.restore)
-        for rank, handle in enumerate(handles):
-            part = FormOrder(order.generation, rank, self.layout, rendezvous, faults, self.snapshot_every, self.seen)
-            self.replies.expect(
-                handle.actor.form.remote(part, restore),
-                lambda reply, name=handle.name: self._joined(name, reply),  # type: ignore[misc]  # defaults bind
-                lambda error, name=handle.name: self._missing(name, error),  # type: ignore[misc]  # defaults bind
-            )
+        told = FormOrder(order.generation, self.layout, rendezvous, faults, self.snapshot_every, self.seen)
+        # where each shard lies grows with the group: it is the driver's to keep, and every node fetches it once
+        self.questions.ask(
+            Question("form", (told, ray.put(self.restore)), together=True),
+            order.workers,
+            self._joined,
+            self._missing,
+            own={name: (rank,) for rank, name in enumerate(order.workers)},
+        )
 
     def check(self) -> None:
         """Give up on whoever has missed the deadline."""
@@ -105,20 +105,20 @@ class Forming:
         self.over = True
         self.formed(self)  # first: what is on record of a generation is there before any of its steps
         generation = self.order.generation
-        for worker in self.order.workers:
-            self.replies.expect(
-                self.fleet.workers[worker].actor.train.remote(generation),
-                lambda outcome, worker=worker: self.ended(worker, generation, outcome),  # type: ignore[misc]  # defaults bind
-                lambda error, worker=worker: self.suspect(worker, explain(error)),  # type: ignore[misc]  # defaults bind
-            )
+        self.questions.ask(
+            Question("train", (generation,)),
+            self.order.workers,
+            lambda worker, outcome: self.ended(worker, generation, outcome),
+            lambda worker, failure: self.suspect(worker, failure.cause),
+        )
 
-    def _missing(self, name: str, error: RayError) -> None:
+    def _missing(self, name: str, failure: Failure) -> None:
         if self.over:
             return
-        if isinstance(error, RayActorError):
-            self.suspect(name, explain(error))
-        elif is_peer_loss(error):
-            self.broken(explain(error))
+        if failure.unreachable:
+            self.suspect(name, failure.cause)
+        elif failure.peers_lost:
+            self.broken(failure.cause)
         else:
             self.over = True
-            self.failed(name, explain(error))
+            self.failed(name, failure.cause)

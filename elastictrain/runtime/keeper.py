@@ -2,7 +2,8 @@
 
 It outlives the workers: their snapshots lie in its memory, so a killed process costs no copy. Each committed snapshot
 is sent on to the buddy's keeper on another node, so a lost node costs one copy back. It is also the node's only voice:
-the supervisor hears of snapshots and deaths by one long poll a node, never by a message a rank.
+the supervisor hears of snapshots and deaths by one long poll a node, never by a message a rank. What it has to say to
+several workers of the node comes by the keeper too, and so do their answers (see `questions`).
 
 It outlives the driver too, as a detached actor. The next driver of the run finds it by name and has it `succeed`: old
 workers end, the token changes, nothing of before is taken any more. So that no step is missing from the story then, it
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import ray
 
@@ -47,10 +49,12 @@ from elastictrain.runtime.protocol import (
     KeeperTerms,
     KeeperTrouble,
     LeaveAsked,
+    Question,
     SaveReply,
     SnapshotHeld,
     WorkerExited,
 )
+from elastictrain.runtime.relay import relay
 from elastictrain.runtime.watch import ProcessWatch, is_stopped
 from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import LogicalTensor, ShardHeader, ShardIndex
@@ -130,6 +134,10 @@ class Keeper:
                 worker: replace(Board(board.buffer).read(), stopped=is_stopped(self._pids[worker]))
                 for worker, board in self._boards.items()
             }
+
+    def relay(self, question: Question, parts: list[tuple[int, Any, tuple[Any, ...]]]) -> None:
+        """Ask these workers of the node for their part: (ticket, actor, own arguments); what they say is told later."""
+        relay(question, parts, self._mail.put)
 
     def load(self) -> NodeLoad:
         """How busy this node is."""

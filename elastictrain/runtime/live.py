@@ -86,14 +86,13 @@ class Live:
         standbys: list[StandbyStatus] = []
         nodes: list[NodeStatus] = []
         if fleet is not None and state is not None:
-            grouped = state.phase != "ended"
+            ranks = {name: rank for rank, name in enumerate(state.members)} if state.phase != "ended" else {}
             for name, handle in fleet.workers.items():
                 at = progress.get(name)
                 pid = handle.info.pid if handle.info else 0
-                if grouped and name in state.members:
-                    rank = state.members.index(name)
+                if name in ranks:
                     doing = (at.phase, at.step) if at else ("forming", self.step)
-                    workers.append(WorkerStatus(rank, name, pid, handle.node, *doing))
+                    workers.append(WorkerStatus(ranks[name], name, pid, handle.node, *doing))
                 elif handle.info is not None:
                     standbys.append(StandbyStatus(name, pid, handle.node))
             nodes = [NodeStatus(n.name, n.address, True) for n in fleet.nodes.values()]

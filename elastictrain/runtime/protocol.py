@@ -15,6 +15,7 @@ from elastictrain.control.vocabulary import RestorePoint
 from elastictrain.events import Cause, Skip, Source
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
+from elastictrain.runtime.causes import Failure
 from elastictrain.runtime.preflight import Preflight
 from elastictrain.state.manifest import ShardEntry
 from elastictrain.state.tensors import LogicalTensor, ShardHeader
@@ -111,7 +112,17 @@ class KeeperTrouble:
     message: str
 
 
-KeeperEvent: TypeAlias = SnapshotHeld | WorkerExited | LeaveAsked | FaultAnnounced | KeeperTrouble
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a worker said to a question that this keeper relayed."""
+
+    ticket: int
+    """Of the question, to this worker."""
+    value: Any = None
+    failure: Failure | None = None
+
+
+KeeperEvent: TypeAlias = SnapshotHeld | WorkerExited | LeaveAsked | FaultAnnounced | KeeperTrouble | Answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +202,18 @@ class SaveReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What several workers are asked for at once: a method of theirs, and the arguments that are the same for all."""
+
+    method: str
+    common: tuple[Any, ...] = ()
+    together: bool = False
+    """No answer is of use before the others, but for a failure."""
+    again: bool = False
+    """May be asked twice."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker that is warm."""
 
@@ -220,10 +243,9 @@ class RestoreFrom:
 
 @dataclass(frozen=True, slots=True)
 class FormOrder:
-    """A rank's part in a new generation."""
+    """A new generation, as its ranks are told of it."""
 
     generation: int
-    rank: int
     layout: Layout
     rendezvous: str
     faults: tuple[tuple[int, Fault], ...]

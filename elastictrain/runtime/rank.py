@@ -23,8 +23,8 @@ from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.compiled import with_compile_decided
 from elastictrain.engine.device import current_device
-from elastictrain.engine.failures import is_out_of_memory
 from elastictrain.engine.group import RankGroup, Rendezvous
+from elastictrain.engine.out_of_memory import is_out_of_memory
 from elastictrain.engine.release import tidy
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.engine.waits import tell_waits
@@ -125,19 +125,19 @@ class RankProgram:
 
     # --------------------------------------------------------------------------------------------------- formation
 
-    def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
+    def form(self, order: FormOrder, restore: RestoreFrom, rank: int) -> FormReply:
         """Join the group, build the engine, load the state, prepare the stream and the snapshot buffers."""
         self._aborted = False
         self._orders.clear()
         self._snapshot_every = order.snapshot_every
-        self._order_of, self._first_step = order, restore.step + 1
+        self._order_of, self._number, self._first_step = order, rank, restore.step + 1
         self._board.write(order.generation, restore.step, "forming")
         clock = _Clock()
         layout = order.layout
-        self._group = RankGroup(order.rendezvous, order.generation, order.rank, layout.world_size)
+        self._group = RankGroup(order.rendezvous, order.generation, rank, layout.world_size)
         self._group.form()
         clock.lap("rendezvous")
-        self._faults = FaultPlan(order.faults, order.rank, self._announce, self._flip_bit)
+        self._faults = FaultPlan(order.faults, rank, self._announce, self._flip_bit)
         self._adapt(layout)
         workload = self._workload
         if any(fault.kind == "nan" for _, fault in order.faults):
@@ -154,12 +154,12 @@ class RankProgram:
         clock.lap("restore")
         self._bad_steps = BadSteps(self._config, order.seen, engine, self._group, store)
         self._line = ReplicaClient(self._commit_at, self._token)
-        attached = self._keeper.attach.remote(order.generation, order.rank, layout.world_size, engine.shard_index())
-        self._stream = SampleStream(self._data.train, self._order, layout, order.rank, self._first_step)
+        attached = self._keeper.attach.remote(order.generation, rank, layout.world_size, engine.shard_index())
+        self._stream = SampleStream(self._data.train, self._order, layout, rank, self._first_step)
         self._snapshots = SnapshotWriter(
-            ray.get(attached), order.generation, order.rank, layout.world_size, self._line.commit
+            ray.get(attached), order.generation, rank, layout.world_size, self._line.commit
         )
-        return FormReply(clock.laps, engine.tensors() if order.rank == 0 else ())
+        return FormReply(clock.laps, engine.tensors() if rank == 0 else ())
 
     def _adapt(self, layout: Layout) -> None:
         """Have the model built as the layout wants it."""
@@ -168,7 +168,7 @@ class RankProgram:
             self._workload = build_workload(self._config, self._data.vocab_size)
 
     def _announce(self, index: int, step: int) -> None:
-        ray.get(self._keeper.announce.remote(index, step, self._order_of.rank))
+        ray.get(self._keeper.announce.remote(index, step, self._number))
 
     def _flip_bit(self, where: FaultTarget) -> None:
         if self._engine is not None:

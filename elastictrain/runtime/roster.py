@@ -16,11 +16,12 @@ from ray.exceptions import RayError
 
 from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
-from elastictrain.runtime.causes import explain
+from elastictrain.runtime.causes import Failure, explain
 from elastictrain.runtime.cluster import head_address
 from elastictrain.runtime.fleet import BAN_S, Fleet, Node, Survey
 from elastictrain.runtime.probe import Probe, answers
-from elastictrain.runtime.protocol import KeeperEvent, KeeperInfo, KeeperTrouble, WorkerInfo
+from elastictrain.runtime.protocol import Answered, KeeperEvent, KeeperInfo, KeeperTrouble, Question, WorkerInfo
+from elastictrain.runtime.questions import Questions
 from elastictrain.runtime.replies import Replies
 
 POLL_S = 2.0
@@ -90,7 +91,7 @@ class Listener(Protocol):
         ...
 
     def progress_told(self) -> None:
-        """A keeper has told where its ranks are: see `Roster.progress`."""
+        """Keepers have told where their ranks are: see `Roster.progress`."""
         ...
 
 
@@ -117,8 +118,15 @@ class Roster:
     """When each node's keeper answered last."""
     _asked: set[Any] = field(default_factory=set)
     """Keepers whose answer is awaited."""
+    _progressed: bool = False
+    """Since the listener was told: of many nodes' answers it is told once."""
     _listened: float = 0.0
     _probe: Probe | None = None
+    _cold: list[str] = field(default_factory=list)
+    """Workers that have been started, and not asked yet to get ready."""
+
+    def __post_init__(self) -> None:
+        self.questions = Questions(self.fleet, self.replies, self.keeper_failed)
 
     def check(self) -> None:
         """Look for nodes when it is time, and give up on whoever was silent for too long."""
@@ -136,9 +144,13 @@ class Roster:
                 self._survey = self._survey or self.fleet.survey()
                 while self._held:
                     self._held.pop(0)()
+        self._warm_up()
         if self._survey is not None and self._survey.done():
             survey, self._survey = self._survey.result(), None
             self._look(survey)
+        if self._progressed:
+            self._progressed = False
+            self.listener.progress_told()
         if now > self._watched + WATCH_EVERY_S:
             self._watched = now
             self._ask_for_progress()
@@ -151,11 +163,8 @@ class Roster:
             if node not in self.fleet.nodes:
                 self._starting.pop(name, None)
             elif name in self._starting:
-                self.replies.expect(
-                    self.fleet.start_worker(name, node, reserved, data_folder),
-                    lambda info: self._worker_up(name, info),
-                    lambda error: self._start_failed(name, error),
-                )
+                self.fleet.start_worker(name, node, reserved, data_folder)
+                self._cold.append(name)
 
         self._starting[name] = time.monotonic()
         self._with_head(begin)
@@ -180,10 +189,12 @@ class Roster:
     def forget_node(self, name: str, alone_s: float = 0.0) -> set[str]:
         """Give up on a node, for so many seconds at least; returns its workers."""
         gone = {w.name for w in self.fleet.workers.values() if w.node == name}
+        keeper = self.fleet.nodes[name].keeper
         self.fleet.drop_node(name, max(alone_s, BAN_S))
         self._told.discard(name)
         for worker in gone:
             self.forget_worker(worker)
+        self.questions.lost(keeper)
         return gone
 
     def hear(self, node: Node, events: NumberedEvents) -> None:
@@ -191,7 +202,10 @@ class Roster:
         for number, event in events:
             if number > node.read:
                 node.read = number
-                self.listener.keeper_event(event)
+                if isinstance(event, Answered):
+                    self.questions.answered(event)
+                else:
+                    self.listener.keeper_event(event)
 
     def keeper_failed(self, name: str, error: RayError) -> None:
         """A keeper can't be reached: it is gone, or its node is."""
@@ -210,6 +224,7 @@ class Roster:
     def replace_keeper(self, node: Node, why: Cause) -> None:
         """Start another keeper on a node that lives; its workers stay."""
         lost = node.keeper
+        self.questions.lost(lost)
 
         def replace() -> None:
             if self.fleet.nodes.get(node.name) is not node or node.keeper is not lost:
@@ -271,7 +286,7 @@ class Roster:
         self._asked.discard(keeper)
         self._heard[name] = time.monotonic()
         self.progress.update(found)
-        self.listener.progress_told()
+        self._progressed = True
 
     def _look_for_silence(self, now: float) -> None:
         """A node that is cut off breaks no connection: it just says nothing any more."""
@@ -310,12 +325,12 @@ class Roster:
         node.info = info
         self._heard[node.name] = time.monotonic()
         self._poll(node)
-        for worker in [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None]:
-            self.replies.expect(
-                worker.actor.adopt.remote(node.keeper),
-                lambda _, name=worker.name: self.listener.worker_adopted(name),  # type: ignore[misc]  # defaults bind
-                lambda error, name=worker.name: self.suspect(name, explain(error)),  # type: ignore[misc]  # defaults bind
-            )
+        self.questions.ask(
+            Question("adopt", (node.keeper,), together=True),
+            [w.name for w in self.fleet.workers.values() if w.node == node.name and w.info is not None],
+            lambda name, _: self.listener.worker_adopted(name),
+            lambda name, failure: self.suspect(name, failure.cause),
+        )
         self._welcome()
 
     def _welcome(self) -> None:
@@ -339,6 +354,12 @@ class Roster:
             self.hear(node, events)
             self._poll(node)
 
+    def _warm_up(self) -> None:
+        begun = [name for name in self._cold if name in self.fleet.workers]
+        self._cold.clear()
+        warm = Question("warm", (self.fleet.zero_stage,), again=True)
+        self.questions.ask(warm, begun, self._worker_up, self._start_failed)
+
     def _worker_up(self, name: str, info: WorkerInfo) -> None:
         begun = self._starting.pop(name, None)
         handle = self.fleet.workers.get(name)
@@ -346,9 +367,8 @@ class Roster:
             handle.info = info
             self.listener.worker_ready(name, info, time.monotonic() - begun)
 
-    def _start_failed(self, name: str, error: RayError) -> None:
-        cause = explain(error)
-        if cause.kind == "unknown":
-            self.suspect(name, cause)
+    def _start_failed(self, name: str, failure: Failure) -> None:
+        if failure.cause.kind == "unknown":
+            self.suspect(name, failure.cause)
         else:
-            self.listener.worker_lost(name, cause)
+            self.listener.worker_lost(name, failure.cause)

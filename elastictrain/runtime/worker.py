@@ -48,14 +48,19 @@ REMAINS_TIMEOUT_S = 20.0
 class Worker:
     """Runs as a Ray actor; see the module."""
 
-    def __init__(self, worker: str, config: dict[str, Any], keeper: Any, host: str, token: bytes) -> None:
-        self._worker, self._host, self._token = worker, host, token
+    def __init__(
+        self, worker: str, node: str, config: dict[str, Any], data_folder: str, keeper: Any, host: str, token: bytes
+    ) -> None:
+        self._worker, self._node, self._host, self._token = worker, node, host, token
+        self._data_folder = Path(data_folder)
         self._config = TrainConfig.from_dict(config)
         self._board = Board(memoryview(b""))
         self._enlist(keeper)
         self._training = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._rank: Any = None
+        self._info: WorkerInfo | None = None
         self._left: Future[None] | None = None
+        self._joined = -1
         self._fenced = -1
         self._lock = threading.Lock()
         # The constructor runs on the main thread, after Ray has set a handler of its own.
@@ -76,24 +81,34 @@ class Worker:
         # works whatever holds the interpreter's lock; its user asks once, and then ends the process
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
 
-    def warm(self, node: str, data_folder: str, zero_stage: int) -> WorkerInfo:
-        """Import everything, build and drop one engine, so that later ones cost milliseconds."""
-        return self._training.submit(self._warm, node, data_folder, zero_stage).result()
+    def warm(self, zero_stage: int) -> WorkerInfo:
+        """Import everything, build and drop one engine, so that later ones cost milliseconds; once, however often."""
+        return self._training.submit(self._warm, zero_stage).result()
 
-    def _warm(self, node: str, data_folder: str, zero_stage: int) -> WorkerInfo:
+    def _warm(self, zero_stage: int) -> WorkerInfo:
         from elastictrain.runtime.rank import RankProgram
 
-        self._rank = RankProgram(
-            self._config, Path(data_folder), node, self._host, self._keeper, self._commit_at, self._token, self._board
-        )
-        return WorkerInfo(self._worker, os.getpid(), node, *self._rank.warm(zero_stage))
+        if self._info is None:
+            self._rank = RankProgram(
+                self._config,
+                self._data_folder,
+                self._node,
+                self._host,
+                self._keeper,
+                self._commit_at,
+                self._token,
+                self._board,
+            )
+            self._info = WorkerInfo(self._worker, os.getpid(), self._node, *self._rank.warm(zero_stage))
+        return self._info
 
-    def form(self, order: FormOrder, restore: RestoreFrom) -> FormReply:
-        """Join the group of a generation, build the engine, load the state."""
+    def form(self, order: FormOrder, restore: RestoreFrom, rank: int) -> FormReply:
+        """Join the group of a generation as this rank, build the engine, load the state."""
         if self._left is not None:
             # raises what went wrong with them, or TimeoutError; this process is replaced then
             self._left.result(REMAINS_TIMEOUT_S)
-        work = self._training.submit(self._guarded, order.generation, lambda: self._rank.form(order, restore))
+        self._joined = max(self._joined, order.generation)
+        work = self._training.submit(self._guarded, order.generation, lambda: self._rank.form(order, restore, rank))
         reply: FormReply = work.result()
         return reply
 
@@ -114,7 +129,8 @@ class Worker:
         return work()
 
     def _explain(self, error: Exception, generation: int) -> Outcome:
-        from elastictrain.engine.failures import classify, is_out_of_memory
+        from elastictrain.engine.failures import classify
+        from elastictrain.engine.out_of_memory import is_out_of_memory
 
         at, step = time.time(), self._board.read().step
         if generation < self._fenced:
@@ -139,8 +155,11 @@ class Worker:
     def quiet(self, generation: int) -> None:
         """Leave everything below `generation`: break its collectives, wait until nothing is written any more.
 
-        Engine and group are dropped while the supervisor looks for the state to go on with.
+        Engine and group are dropped while the supervisor looks for the state to go on with. One that comes late, by a
+        keeper that hung, finds nothing of before.
         """
+        if generation <= self._joined:
+            return
         with self._lock:
             self._fenced = max(self._fenced, generation)
         if self._rank is not None:

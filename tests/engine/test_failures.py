@@ -11,7 +11,8 @@ from ranks import Rank, run_team
 from training import ignore, micro_batch, train_config, workload
 
 from elastictrain.engine.build import build_engine
-from elastictrain.engine.failures import classify, is_out_of_memory, peer_loss_named
+from elastictrain.engine.failures import classify, peer_loss_named
+from elastictrain.engine.out_of_memory import is_out_of_memory
 from elastictrain.errors import PeerLostError
 
 BROKEN = [

@@ -18,8 +18,8 @@ from training import NUM_MICRO_BATCHES, FolderSource, ignore, micro_batch, save_
 from elastictrain.config import Fault, TrainConfig
 from elastictrain.engine.base import Phase
 from elastictrain.engine.build import build_engine
-from elastictrain.engine.failures import is_out_of_memory
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.out_of_memory import is_out_of_memory
 from elastictrain.engine.schedule import learning_rate
 from elastictrain.faults import FaultPlan
 

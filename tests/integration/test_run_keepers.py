@@ -1,17 +1,17 @@
 """A run whose keeper dies: its node's ranks keep their processes, and the state comes from the buddy's memory.
 
-About 20 s on two cores.
+Two ranks on each node, so what they are told goes through the keepers. About 25 s on two cores.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from product import Product, Report, assert_same_training, kill, marked
+from product import Product, Report, assert_near, kill, marked
 
 
 def test_a_keeper_dies(product: Product, shared_cluster: Any, undisturbed: Report) -> None:
-    running = product.begin("keeper", "train.steps=100000")
+    running = product.begin("keeper", "train.steps=100000", "elastic.max_workers=4")
     running.until_step(30)
     keeper, *_ = [p for p in marked(shared_cluster.mark) if p.name().startswith("ray::Keeper")]
     kill([keeper])
@@ -20,11 +20,12 @@ def test_a_keeper_dies(product: Product, shared_cluster: Any, undisturbed: Repor
     ended = running.stop()
     assert ended.code == 130, ended.err
     report = product.report("keeper")
-    assert_same_training(report, undisturbed)
+    assert_near(report, undisturbed)
     [failure] = report["failures"]
     assert failure["kind"] == "keeper_lost"
     assert failure["source"] == "memory"
     assert failure["lost_steps"] <= 1
     before, after = report["generations"]
+    assert len(after["members"]) == 4
     assert after["members"] == before["members"]
     assert after["continuation"] == "bit_exact"

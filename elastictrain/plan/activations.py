@@ -19,8 +19,8 @@ heads (tested against autograd):
 
 With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
 vocabulary in fp32, is the peak of most models: log-probabilities, their gradient and that of the logits at once. A loss
-that is streamed (`workloads.head_loss`) holds as many rows of scores as are as large as the vectors, and the gradients
-of the vectors and of the head's weight instead.
+that is streamed (`workloads.head_loss`) holds some rows of scores (`scored_at_once`), and the gradients of the vectors
+and of the head's weight instead.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
 
 
 def scored_at_once(tokens: int, hidden_size: int, vocab_size: int, tp: int = 1) -> int:
-    """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`.
+    """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`, or a quarter
+    of the weight's gradient, which is read and written again for each group of rows: small ones wait for memory.
 
     Where `tp` ranks share the vocabulary a row of a rank's is shorter, and at least so many that MOST_EXCHANGES do.
     """
-    rows = math.ceil(tokens * hidden_size * tp / vocab_size)
+    rows = max(math.ceil(tokens * hidden_size * tp / vocab_size), hidden_size // 4)
     return min(tokens, rows if tp == 1 else max(rows, math.ceil(tokens / MOST_EXCHANGES)))
 
 

@@ -10,9 +10,9 @@ scores of its own ids. For some rows at a time they tell each other, in one coll
 sum of its exponentials below that, and the score of what came next. All put these together alike, so their losses are
 the same bits.
 
-Rows are as many as make their scores as large as the vectors. Cost: the three matrix products that the usual way has
-too; memory 4 x vocabulary x hidden bytes for the weight's gradient, and the rows' scores; with shared ids at most
-`plan.activations.MOST_EXCHANGES` collectives of 12 bytes a row and rank.
+Rows are as many as make their scores as large as the vectors, or as a quarter of the weight's gradient. Cost: the three
+matrix products that the usual way has too; memory 4 x vocabulary x hidden bytes for the weight's gradient, and the
+rows' scores; with shared ids at most `plan.activations.MOST_EXCHANGES` collectives of 12 bytes a row and rank.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
+from elastictrain.engine.compiled import compile_blocks, is_compiled
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.engine.zero_state import Piece
@@ -42,6 +43,8 @@ class SplitEngine(ZeroEngine):
         self._slabs = workload.slabs(self._part)
         self._tells = self._part.last and self._part.tp_index == 0
         module = self._with_memory(workload.build_part(self._seed, self._part, peers))
+        if is_compiled(config, layout):
+            compile_blocks(workload.blocks(module))
         for name, parameter in module.named_parameters():
             # DeepSpeed's norm counts what is not split once
             parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]  # Megatron's

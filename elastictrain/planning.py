@@ -19,7 +19,7 @@ from elastictrain.plan.rules import SPLIT_KIND
 from elastictrain.plan.space import Candidate
 
 STREAMED = ("fp32", "bf16")
-"""Values of train.dtype with which this project's transformer streams its loss."""
+"""Values of train.dtype with which models stream their loss."""
 LLAMA_LIKE = ("llama", "mistral")
 """Model types of `transformers` that are built as this project's transformer is: what the planner can count."""
 
@@ -131,6 +131,7 @@ def _shape_of_folder(config: TrainConfig) -> ModelShape:
             seq_len=config.data.seq_len,
             head_dim=found.get("head_dim"),
             tie_embeddings=found.get("tie_word_embeddings", False),
+            streams_loss=config.train.dtype in STREAMED,
         )
     except KeyError as error:
         raise ConfigError(f"{path} has no {error.args[0]}") from None

@@ -3,8 +3,9 @@ the order of sums, and the same dropout masks.
 
 Each block is compiled by itself, so one compilation serves them all, and those of every later engine of the process:
 it is done while a worker warms up, never in a step. So only layouts whose blocks lie whole in one rank are compiled
-(data parallelism, ZeRO 0 to 2), with the micro-batch that the worker has warmed up with. What was compiled is kept in a
-folder that is the user's alone, for the processes that come after.
+(data parallelism and pipelines, ZeRO 0 to 2), with the micro-batch that the worker has warmed up with; activation
+checkpointing calls the same kernels. What was compiled is kept in a folder that is the user's alone, for the processes
+that come after.
 
 Cost: 15 to 25 s for the first worker on a machine, about 5 s for the next; some 20 MB of host memory.
 """
@@ -38,8 +39,9 @@ def with_compile_decided(config: TrainConfig, device: Device) -> TrainConfig:
 
 
 def is_compiled(config: TrainConfig, layout: Layout) -> bool:
-    """Whether the blocks of a rank with the whole model are compiled in this layout."""
-    return bool(config.train.compile) and layout.zero_stage < 3 and layout.micro_batch == config.train.micro_batch
+    """Whether a rank's blocks are compiled in this layout: where a warm-up with this config has compiled the same."""
+    whole = layout.zero_stage < 3 and layout.tp == layout.sp == layout.ep == 1
+    return bool(config.train.compile) and whole and layout.micro_batch == config.train.micro_batch
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

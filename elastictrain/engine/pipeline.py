@@ -116,7 +116,7 @@ class PipelineEngine(SplitEngine):
         return torch.stack(losses).float() if losses else torch.empty(0, device=self._device.torch_device)
 
     def _output_loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return self._workload.output_loss(self._stage, output, batch, self._part, self._peers)
+        return self._workload.output_loss(self._stage, output, batch)
 
     def _load(self, engine: Any, buffer_id: int) -> None:
         batch = next(self._batches)

@@ -21,11 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
+from elastictrain.engine.compiled import compile_blocks, is_compiled
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.engine.zero_state import Piece
 from elastictrain.plan.part import part_of
-from elastictrain.workloads.base import Batch, SplitWorkload
+from elastictrain.workloads.base import SplitWorkload
 from elastictrain.workloads.sharing import Peers
 
 
@@ -38,10 +39,12 @@ class SplitEngine(ZeroEngine):
     def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
         layout, workload = self._layout, self._workload
         self._part = part_of(workload.shape, layout, group.rank)
-        self._peers = Peers(self._sum, self._max) if layout.tp > 1 else None
+        peers = Peers(layout.tp, self._sum, self._gather) if layout.tp > 1 else None
         self._slabs = workload.slabs(self._part)
         self._tells = self._part.last and self._part.tp_index == 0
-        module = self._with_memory(workload.build_part(self._seed, self._part, self._peers))
+        module = self._with_memory(workload.build_part(self._seed, self._part, peers))
+        if is_compiled(config, layout):
+            compile_blocks(workload.blocks(module))
         for name, parameter in module.named_parameters():
             # DeepSpeed's norm counts what is not split once
             parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]  # Megatron's
@@ -75,10 +78,6 @@ class SplitEngine(ZeroEngine):
     def _is_exported(self, piece: Piece) -> bool:
         return self._part.tp_index == 0 or piece.parameter in self._slabs
 
-    def _loss(self, batch: Batch) -> Tensor:
-        output = self._engine(self._workload.part_input(batch))
-        return self._workload.output_loss(self._engine.module, output, batch, self._part, self._peers)
-
     def _gathered(self, losses: Tensor) -> Tensor:
         gathered = losses.new_empty(self._layout.dp * len(losses))
         dist.all_gather_into_tensor(gathered, losses, group=self._grid.get_data_parallel_group())
@@ -105,7 +104,7 @@ class SplitEngine(ZeroEngine):
         dist.all_reduce(total, group=self._grid.get_slice_parallel_group())
         return total.to(x.dtype)
 
-    def _max(self, x: Tensor) -> Tensor:
-        highest = x.detach().clone()
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._grid.get_slice_parallel_group())
-        return highest
+    def _gather(self, x: Tensor) -> Tensor:
+        gathered = x.new_empty(self._layout.tp * x.numel())
+        dist.all_gather_into_tensor(gathered, x.flatten(), group=self._grid.get_slice_parallel_group())
+        return gathered.view(-1, *x.shape)

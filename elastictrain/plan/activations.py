@@ -19,8 +19,8 @@ heads (tested against autograd):
 
 With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
 vocabulary in fp32, is the peak of most models: log-probabilities, their gradient and that of the logits at once. A loss
-that is streamed (`workloads.head_loss`) holds as many rows of scores as are as large as the vectors, and the gradients
-of the vectors and of the head's weight instead.
+that is streamed (`workloads.head_loss`) holds some rows of scores (`scored_at_once`), and the gradients of the vectors
+and of the head's weight instead.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from elastictrain.plan.model_shape import ModelShape
 
 FP32 = 4
+MOST_EXCHANGES = 16
+"""Times that ranks which share the vocabulary put a streamed loss together: each costs a collective's latency."""
 BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -62,9 +64,14 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
     return int(tokens * (norms + (heads + mlp) / tp + routed + dropout))
 
 
-def scored_at_once(tokens: int, hidden_size: int, vocab_size: int) -> int:
-    """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`."""
-    return min(tokens, math.ceil(tokens * hidden_size / vocab_size))
+def scored_at_once(tokens: int, hidden_size: int, vocab_size: int, tp: int = 1) -> int:
+    """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`, or a quarter
+    of the weight's gradient, which is read and written again for each group of rows: small ones wait for memory.
+
+    Where `tp` ranks share the vocabulary a row of a rank's is shorter, and at least so many that MOST_EXCHANGES do.
+    """
+    rows = max(math.ceil(tokens * hidden_size * tp / vocab_size), hidden_size // 4)
+    return min(tokens, rows if tp == 1 else max(rows, math.ceil(tokens / MOST_EXCHANGES)))
 
 
 def micro_batch_bytes(
@@ -78,12 +85,11 @@ def micro_batch_bytes(
     working = int(tokens * (2 * e * h + mlp_gradients)) + (whole if recompute else 0)
     final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
     if streamed:
-        rows = scored_at_once(tokens, h, shape.vocab_size) * shape.vocab_size
-        weight = h * shape.vocab_size
+        rows = scored_at_once(tokens, h, shape.vocab_size, tp) * shape.vocab_size // tp
+        weight = h * shape.vocab_size // tp
         rounded = (e < FP32) * max(2 * e * rows, e * weight)
         return Activations(
             num_layers * kept, working, final_norm + tokens * e * h + FP32 * weight, FP32 * rows + rounded
         )
     scores = tokens * shape.vocab_size // tp * FP32
-    copies = 2 if tp == 1 else 3  # the loss of shared scores is put together from its parts
-    return Activations(num_layers * kept, working, final_norm + scores, copies * scores)
+    return Activations(num_layers * kept, working, final_norm + scores, 2 * scores)

@@ -83,7 +83,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     of_one = micro_batch_bytes(
         shape, dtype, tokens, num_layers=stage.num_layers,
         recompute=candidate.activation_checkpointing, tp=candidate.tp,
-        streamed=shape.streams_loss and candidate.tp == 1,
+        streamed=shape.streams_loss,
     )  # fmt: skip
     in_flight = min(candidate.pp - stage.index, candidate.accumulation)
     kept = of_one.layers * in_flight

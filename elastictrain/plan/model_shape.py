@@ -41,7 +41,7 @@ class ModelShape:
     biases: bool = False
     """Linear layers and norms have biases, as in GPT-2 and 3."""
     streams_loss: bool = False
-    """The loss never holds the scores of all tokens, where one rank has the whole head."""
+    """The loss never holds the scores of all tokens."""
 
     @property
     def query_size(self) -> int:

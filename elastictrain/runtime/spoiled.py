@@ -8,9 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from elastictrain.plan.part import Part
 from elastictrain.workloads.base import Batch, SplitWorkload, Workload
-from elastictrain.workloads.sharing import Peers
 
 
 class SpoiledWorkload:
@@ -24,9 +22,9 @@ class SpoiledWorkload:
         loss = self._workload.loss(module, batch)
         return loss * math.nan if self._due() else loss
 
-    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch) -> Tensor:
         """See `workloads.base.SplitWorkload.output_loss`."""
-        loss = cast(SplitWorkload, self._workload).output_loss(module, output, batch, part, peers)
+        loss = cast(SplitWorkload, self._workload).output_loss(module, output, batch)
         return loss * math.nan if self._due() else loss
 
     def __getattr__(self, name: str) -> Any:

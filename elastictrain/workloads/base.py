@@ -109,6 +109,6 @@ class SplitWorkload(Workload, Protocol):
         """What the first part takes; the others take the output of the one before."""
         ...
 
-    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
-        """Mean loss over the micro-batch's predictions, from what `module`, the last part, gave."""
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the micro-batch's predictions, from what `module`, the last part of several, gave."""
         ...

@@ -4,8 +4,8 @@ A model only has to say how it is built and how tokens become logits. All sums o
 `evaluate` and `generate` run the module in evaluation mode and put its mode back. Under ZeRO-3 a forward pass is a
 collective, so there all ranks call them together, with equal shapes.
 
-Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary (`head_loss` shows a way
-without). Sampling keeps no key-value cache: one forward pass over the last `data.seq_len` tokens per new token.
+Cost: the loss holds two fp32 copies of the logits, 8 bytes x predictions x vocabulary, where a model has no way without
+(`head_loss`). Sampling keeps no key-value cache: one forward pass over the last `data.seq_len` tokens per new token.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class CausalLanguageModel(ABC):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
+        return self.cross_entropy(module, batch)
+
+    def cross_entropy(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Mean over the predictions, in nats."""
         return next_token_loss(self.logits(module, self.part_input(batch)), batch)
 
     def positions_of(self, batch: Batch, part: Part) -> Batch:
@@ -72,9 +76,9 @@ class CausalLanguageModel(ABC):
 
     def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
         """Summed negative log-likelihood in nats, and the number of predictions."""
+        count = self.num_tokens(batch)
         with evaluating(module):
-            logits = self.logits(module, self.part_input(batch))
-            return next_token_loss(logits, batch, "sum").item(), self.num_tokens(batch)
+            return self.cross_entropy(module, batch).item() * count, count
 
     def generate(self, module: nn.Module, prompt: list[int], num_tokens: int, seed: int) -> list[int]:
         """Sample a continuation; the prompt needs at least one token."""
@@ -92,9 +96,9 @@ class CausalLanguageModel(ABC):
         return tokens[len(prompt) :]
 
 
-def next_token_loss(logits: Tensor, batch: Batch, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of each token from those before it, in nats."""
-    return F.cross_entropy(logits.float().flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction=reduction)
+def next_token_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each token from those before it, in nats."""
+    return F.cross_entropy(logits.float().flatten(0, 1), batch["tokens"][:, 1:].flatten())
 
 
 @contextmanager

@@ -4,11 +4,14 @@ The folder holds a config.json. Safetensors beside it are the starting point, or
 checkpoint (see `universal`); without weights the model is drawn anew from the seed. Nothing is downloaded, no code of
 the folder runs. Dropout and the like are as that config.json has them; of `model.*` only `kind` and `path` count.
 
-Cost: importing `transformers` takes seconds, which is why only this module does it.
+The loss is streamed where the model returns its head's logits as they are (`streamed_head`).
+
+Cost: importing `transformers` takes seconds, which is why only this module and `streamed_head` do it.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +22,9 @@ from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.planning import STREAMED
 from elastictrain.workloads import check_model_folder
+from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel
 from elastictrain.workloads.universal import is_universal, load_universal
 
@@ -27,6 +32,8 @@ try:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
     from transformers.utils import logging as transformers_logging
+
+    from elastictrain.workloads.streamed_head import NextTokens, StreamedHead, has_plain_head
 except ImportError as error:
     raise ConfigError(
         f"model.kind huggingface needs the package transformers ({error}): pip install elastictrain[hf]"
@@ -42,6 +49,7 @@ class HuggingFaceModel(CausalLanguageModel):
     def __init__(self, config: TrainConfig, vocab_size: int, most_layers: int | None = None) -> None:
         """`most_layers`: see `workloads.build_workload`."""
         super().__init__(config, vocab_size)
+        self._next_tokens = NextTokens()
         check_model_folder(config)
         self.folder = Path(str(config.model.path))
         self.has_weights = any(self.folder.glob("*.safetensors"))
@@ -59,6 +67,7 @@ class HuggingFaceModel(CausalLanguageModel):
             text = self.model_config.get_text_config()
             text.num_hidden_layers = min(most_layers, text.num_hidden_layers)
             self.has_weights = self.is_universal = False
+        self.streams_loss = config.train.dtype in STREAMED and has_plain_head(self._draw_one_layer)
 
     def build(self, seed: int) -> nn.Module:
         """The folder's weights, or new ones from `seed`; torch's global random state is left as it was."""
@@ -79,6 +88,8 @@ class HuggingFaceModel(CausalLanguageModel):
         return self._prepared(module)
 
     def _prepared(self, module: Any) -> nn.Module:
+        if self.streams_loss:
+            module.set_output_embeddings(StreamedHead(module.get_output_embeddings(), self._next_tokens))
         if self.config.train.activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         _keep_buffers(module)
@@ -88,6 +99,13 @@ class HuggingFaceModel(CausalLanguageModel):
         """The model's logits, without a key-value cache."""
         logits: Tensor = module(input_ids=tokens, use_cache=False).logits
         return logits
+
+    def cross_entropy(self, module: nn.Module, batch: Batch) -> Tensor:
+        """See `causal.CausalLanguageModel.cross_entropy`."""
+        if not self.streams_loss:
+            return super().cross_entropy(module, batch)
+        with self._next_tokens.told(batch["tokens"][:, 1:]):
+            return self.logits(module, self.part_input(batch))
 
     def _read_config(self) -> Any:
         try:
@@ -116,9 +134,12 @@ class HuggingFaceModel(CausalLanguageModel):
             )
 
     def _draw(self) -> Any:
-        return AutoModelForCausalLM.from_config(
-            self.model_config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        return _drawn(self.model_config)
+
+    def _draw_one_layer(self) -> Any:
+        config = deepcopy(self.model_config)
+        config.get_text_config().num_hidden_layers = 1
+        return _drawn(config)
 
     def _load(self) -> Any:
         transformers_logging.disable_progress_bar()  # a worker's log is no terminal
@@ -128,6 +149,12 @@ class HuggingFaceModel(CausalLanguageModel):
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(f"model.path {self.folder}: transformers can't load its weights: {error}") from None
+
+
+def _drawn(config: Any) -> Any:
+    return AutoModelForCausalLM.from_config(
+        config, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+    )
 
 
 def _keep_buffers(module: nn.Module) -> None:

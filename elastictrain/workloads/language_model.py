@@ -15,9 +15,9 @@ from elastictrain.plan.part import Part
 from elastictrain.planning import STREAMED, job_of
 from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
-from elastictrain.workloads.causal import CausalLanguageModel, evaluating, next_token_loss
+from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
 from elastictrain.workloads.experts import Exchange, is_expert
-from elastictrain.workloads.sharing import Peers, SequencePeers, cross_entropy
+from elastictrain.workloads.sharing import Peers, SequencePeers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
@@ -77,22 +77,13 @@ class LanguageModel(CausalLanguageModel):
         logits, told = found if isinstance(found, tuple) else (found, None)
         return next_token_loss(logits, batch), told
 
-    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch, part: Part, peers: Peers | None) -> Tensor:
-        """See `base.SplitWorkload.output_loss`."""
-        targets = batch["tokens"][:, 1:]
-        last = cast(Transformer, module)
-        if peers is None and self.config.train.dtype in STREAMED:
-            return last.score(output, targets)
-        scores = output if part.first else last.score(output)
-        if peers is None:
-            return next_token_loss(scores, batch)
-        return cross_entropy(scores.float().flatten(0, 1), targets.flatten(), part.share(self.vocab_size), peers)
+    def output_loss(self, module: nn.Module, output: Tensor, batch: Batch) -> Tensor:
+        """See `base.SplitWorkload.output_loss`; no model with fp16 is split, so it is always streamed."""
+        return cast(Transformer, module).score(output, batch["tokens"][:, 1:])
 
-    def evaluate(self, module: nn.Module, batch: Batch) -> tuple[float, int]:
-        """See `base.Workload.evaluate`."""
-        count = self.num_tokens(batch)
-        with evaluating(module):
-            return self._scored(module, batch)[0].item() * count, count
+    def cross_entropy(self, module: nn.Module, batch: Batch) -> Tensor:
+        """See `causal.CausalLanguageModel.cross_entropy`."""
+        return self._scored(module, batch)[0]
 
     def take_gauges(self) -> Mapping[str, float]:
         """How even the experts were, as means over blocks and micro-batches: see `experts.Routing.told`."""

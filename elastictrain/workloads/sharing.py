@@ -7,7 +7,8 @@ Tensor parallelism, after Shoeybi et al. 2019 (Megatron-LM):
     z = columns of V y  each has the matching columns of V, and so a term of z
     leave(z)            the sum, the same on all
 
-Who the ranks are, and how they add, is the engine's: `Peers`. Sums are made in fp32, and are the same bits on all.
+The vocabulary is split too (`Vocabulary`): the embedding's rows, and with them the scores (`head_loss`). Who the ranks
+are, and how they add, is the engine's: `Peers`. Sums are made in fp32, and are the same bits on all.
 Cost: two sums of [batch, seq, hidden] in a block's forward pass, and two in its backward pass.
 
 Sequence parallelism, after Jacobs et al. 2023 (DeepSpeed-Ulysses):
@@ -32,10 +33,28 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The ranks that share each matrix of a part; both give a new tensor, the same on all."""
+    """The ranks that share each matrix of a part; both calls give a new tensor, the same on all."""
 
+    size: int
     sum: Callable[[Tensor], Tensor]
-    max: Callable[[Tensor], Tensor]
+    gather: Callable[[Tensor], Tensor]
+    """Of each rank's [...]: all of them, [size, ...]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The ids whose rows of the embedding and of the head a rank has."""
+
+    size: int
+    """All there are, on whatever ranks."""
+    rows: range
+    peers: Peers | None = None
+    """The ranks that have the others; None where this one has all."""
+
+    def find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of these ids are this rank's, and their numbers among its rows, 0 for others'."""
+        mine = (ids >= self.rows.start) & (ids < self.rows.stop)
+        return mine, (ids - self.rows.start).where(mine, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +76,12 @@ def leave(x: Tensor, peers: Peers | None) -> Tensor:
     return x if peers is None else cast(Tensor, _Leave.apply(x, peers))  # type: ignore[no-untyped-call]  # torch's
 
 
-def embed(ids: Tensor, weight: Tensor, rows: range, peers: Peers | None) -> Tensor:
-    """Vectors of these ids, of which each rank has those in `rows`."""
-    if peers is None:
+def embed(ids: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Vectors of these ids; `weight` has this rank's rows."""
+    if vocabulary.peers is None:
         return F.embedding(ids, weight)
-    mine = (ids >= rows.start) & (ids < rows.stop)
-    vectors = F.embedding((ids - rows.start).where(mine, 0), weight)
-    return leave(vectors.where(mine.unsqueeze(-1), 0.0), peers)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, rows: range, peers: Peers) -> Tensor:
-    """Mean cross-entropy of scores [n, len(rows)], each rank having those of the targets in `rows`."""
-    shifted = logits - peers.max(logits.detach().amax(-1)).unsqueeze(-1)
-    mine = (targets >= rows.start) & (targets < rows.stop)
-    chosen = shifted.gather(-1, (targets - rows.start).where(mine, 0).unsqueeze(-1)).squeeze(-1)
-    return (leave(shifted.exp().sum(-1), peers).log() - leave(chosen.where(mine, 0.0), peers)).mean()
+    mine, numbers = vocabulary.find(ids)
+    return leave(F.embedding(numbers, weight).where(mine.unsqueeze(-1), 0.0), vocabulary.peers)
 
 
 def to_heads(parts: Sequence[Tensor], peers: SequencePeers | None) -> tuple[Tensor, ...]:

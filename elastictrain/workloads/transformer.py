@@ -28,7 +28,16 @@ from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
 from elastictrain.workloads.head_loss import streamed_cross_entropy
 from elastictrain.workloads.seeding import seed_draws
-from elastictrain.workloads.sharing import Peers, SequencePeers, embed, enter, leave, to_heads, to_positions
+from elastictrain.workloads.sharing import (
+    Peers,
+    SequencePeers,
+    Vocabulary,
+    embed,
+    enter,
+    leave,
+    to_heads,
+    to_positions,
+)
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights."""
@@ -55,19 +64,19 @@ class Transformer(nn.Module):
         self.head_dim = model.hidden_size // model.num_heads
         self.rope_theta = model.rope_theta
         tied_head = part.last and model.tie_embeddings
-        rows = part.share(vocab_size)
-        self.embedding = Embedding(rows, model.hidden_size, peers) if part.first or tied_head else None
+        vocabulary = Vocabulary(vocab_size, part.share(vocab_size), peers)
+        self.embedding = Embedding(vocabulary, model.hidden_size) if part.first or tied_head else None
         self.blocks = nn.ModuleDict(
             {str(number): Block(model, part, peers, exchange, sequence) for number in part.blocks}
         )
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
-        self.head = Head(model.hidden_size, len(rows)) if own_head else None
+        self.head = Head(vocabulary, model.hidden_size) if own_head else None
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Tokens, or the vectors of the part before; gives scores, or vectors for the part after or for `score`.
 
-        With `targets` [batch, seq], the next tokens, it gives their mean loss: where it has the whole of the head.
+        With `targets` [batch, seq], the next tokens, it gives their mean loss.
         """
         hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
         first = x.shape[1] * self.part.sp_index
@@ -91,7 +100,7 @@ class Transformer(nn.Module):
         return (found, torch.stack(told)) if told else found
 
     def score(self, vectors: Tensor, targets: Tensor | None = None) -> Tensor:
-        """What the last part of several makes of its own vectors: scores, or the loss."""
+        """What the last part of several makes of its own vectors: scores, of its share of the ids, or the loss."""
         head = self.embedding if self.head is None else self.head
         assert head is not None, "the last part has a head, or the embedding in its place"
         found: Tensor = head(enter(vectors, self.peers), targets)
@@ -197,34 +206,37 @@ class RMSNorm(nn.Module):
 class Head(nn.Linear):
     """Vectors to logits, or to the mean loss."""
 
-    def __init__(self, hidden_size: int, num_rows: int) -> None:
-        super().__init__(hidden_size, num_rows, bias=False)
+    def __init__(self, vocabulary: Vocabulary, hidden_size: int) -> None:
+        super().__init__(hidden_size, len(vocabulary.rows), bias=False)
+        self.vocabulary = vocabulary
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        return scored(x, self.weight, targets)
+        return scored(x, self.weight, targets, self.vocabulary)
 
 
 class Embedding(nn.Module):
     """Ids to vectors; and vectors to logits or the mean loss, when it is the output head too.
 
     Both uses go through this module's own forward: ZeRO-3 gathers a module's weights around that and nowhere else.
-    Split over ranks by ids: logits are those of `rows` alone.
+    Split over ranks by ids: logits are those of a rank's own.
     """
 
-    def __init__(self, rows: range, hidden_size: int, peers: Peers | None) -> None:
+    def __init__(self, vocabulary: Vocabulary, hidden_size: int) -> None:
         super().__init__()
-        self.rows, self.peers = rows, peers
-        self.weight = nn.Parameter(torch.empty(len(rows), hidden_size))
+        self.vocabulary = vocabulary
+        self.weight = nn.Parameter(torch.empty(len(vocabulary.rows), hidden_size))
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         if x.is_floating_point():
-            return scored(x, self.weight, targets)
-        return embed(x, self.weight, self.rows, self.peers)
+            return scored(x, self.weight, targets, self.vocabulary)
+        return embed(x, self.weight, self.vocabulary)
 
 
-def scored(vectors: Tensor, weight: Tensor, targets: Tensor | None) -> Tensor:
+def scored(vectors: Tensor, weight: Tensor, targets: Tensor | None, vocabulary: Vocabulary) -> Tensor:
     """The scores of the next tokens, or the mean loss of these."""
-    return F.linear(vectors, weight) if targets is None else streamed_cross_entropy(vectors, weight, targets)
+    return (
+        F.linear(vectors, weight) if targets is None else streamed_cross_entropy(vectors, weight, targets, vocabulary)
+    )
 
 
 def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device, first: int = 0) -> Tensor:

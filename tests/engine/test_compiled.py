@@ -1,4 +1,4 @@
-"""Compiled blocks train as the plain ones do, and are compiled once in a process."""
+"""Compiled blocks train as the plain ones do, in pipelines too, and are compiled once in a process."""
 
 from __future__ import annotations
 
@@ -22,39 +22,66 @@ from elastictrain.plan.layout import Layout
 CPU = Device(torch.device("cpu"), "gloo")
 STEPS = range(1, 5)
 Losses = dict[tuple[int, int], float]
+Trained = list[tuple[Losses, int]]
+"""Of a rank in turn: losses, and compilations so far."""
 
 
-def trained(me: Rank, generation: int, config: TrainConfig, steps: Sequence[int]) -> Losses:
-    group = me.group(generation, (0,))
+def trained(me: Rank, generation: int, config: TrainConfig, members: Sequence[int]) -> Losses:
+    group = me.group(generation, members)
     group.form()
-    engine = build_engine(workload(config), config, config.layout(1), group)
-    found: Losses = train(engine, config, 0, 1, steps)
+    engine = build_engine(workload(config), config, config.layout(len(members)), group)
+    found: Losses = train(engine, config, members.index(me.index), len(members), STEPS)
     engine.close()
     group.close()
     return found
 
 
-def in_turn(me: Rank, kept: Path) -> tuple[list[Losses], list[int]]:
-    """Plain, compiled and compiled again: losses, and compilations so far."""
+def in_turn(me: Rank, kept: Path) -> Trained:
+    """Plain, compiled and compiled again, alone and then as the stage of a pipeline."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
     from torch._dynamo.utils import counters
 
-    plain = train_config(1, "fp32")  # with dropout
-    compiled = plain.compiling(True)
-    found, graphs = [], []
-    for generation, config in enumerate((plain, compiled, compiled)):
-        found.append(trained(me, generation, config, STEPS))
-        graphs.append(counters["stats"]["unique_graphs"])
+    found: Trained = []
+
+    def turn(config: TrainConfig, members: Sequence[int]) -> None:
+        losses = trained(me, len(found), config, members)
+        found.append((losses, counters["stats"]["unique_graphs"]))
+
+    plain, staged = train_config(1, "fp32"), train_config(1, "fp32", degrees={"pp": 2})  # with dropout
+    if me.index:
+        me.meet()  # the second finds the first one's kernels in the folder
+    for config in (plain, plain.compiling(True), plain.compiling(True)):
+        turn(config, (me.index,))
+    if not me.index:
+        me.meet()
+    recomputing = train_config(1, "fp32", degrees={"pp": 2}, activation_checkpointing=True)
+    for config in (staged, staged.compiling(True), recomputing.compiling(True)):
+        turn(config, (0, 1))
     assert kept.is_dir()
-    return found, graphs
+    return found
 
 
-def test_the_losses_are_those_of_the_plain_blocks(tmp_path: Path) -> None:
-    [((plain, compiled, again), (before, graphs, graphs_again))] = run_team(1, in_turn, tmp_path / "kept")
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> list[Trained]:
+    """Of both ranks."""
+    return run_team(2, in_turn, tmp_path_factory.mktemp("kernels") / "kept")
+
+
+def test_the_losses_are_those_of_the_plain_blocks(turns: list[Trained]) -> None:
+    (plain, before), (compiled, graphs), (again, graphs_again), *_ = turns[0]
     assert before == 0 < graphs
     assert graphs_again == graphs, "a later engine of the same kind is compiled again"
     assert compiled == pytest.approx(plain, abs=5e-5)
     assert again == compiled, "the same kernels give other bits"
+
+
+def test_a_pipelines_stages_use_what_was_compiled_for_the_whole_model(turns: list[Trained]) -> None:
+    for of_rank in turns:
+        graphs = of_rank[1][1]
+        assert [number for _, number in of_rank[3:]] == [graphs] * 3, "compiled in a step"
+    (plain, _), (compiled, _), (recomputing, _) = turns[1][3:]  # the last stage has the losses
+    assert compiled == pytest.approx(plain, abs=5e-5)
+    assert recomputing == compiled
 
 
 @pytest.mark.parametrize(
@@ -80,7 +107,11 @@ def test_only_blocks_that_lie_whole_in_a_rank_are_compiled() -> None:
     config = TrainConfig().compiling(True)
     micro_batch = config.train.micro_batch
     assert is_compiled(config, Layout(2, 2, micro_batch, 1))
+    assert is_compiled(config, Layout(1, 1, micro_batch, 1, pp=2))
     assert not is_compiled(config, Layout(2, 3, micro_batch, 1))
+    assert not is_compiled(config, Layout(1, 1, micro_batch, 1, pp=2, tp=2))
+    assert not is_compiled(config, Layout(1, 1, micro_batch, 1, sp=2))
+    assert not is_compiled(config, Layout(2, 1, micro_batch, 1, ep=2))
     assert not is_compiled(config, Layout(2, 1, micro_batch // 2, 2)), "it would be compiled anew, in a step"
     assert not is_compiled(TrainConfig().compiling(False), Layout(2, 1, micro_batch, 1))
 

@@ -123,6 +123,47 @@ def test_weights_in_the_folder_are_the_start(llama: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), module.parameters(), strict=True))
 
 
+def usual_loss(model: Workload, module: torch.nn.Module, tokens: Tensor) -> Tensor:
+    logits = model.logits(module, tokens[:, :-1])  # type: ignore[attr-defined]  # a language model's
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+SIZES = {
+    "vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "streams"),
+    [
+        ("Llama", {}, True),
+        ("Mixtral", {"num_local_experts": 2, "num_key_value_heads": 2}, True),
+        ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, True),
+        ("GPTNeoX", {}, True),
+        ("Granite", {"logits_scaling": 4.0}, False),
+        ("Cohere", {"logit_scale": 0.5}, False),
+        ("Gemma3Text", {"head_dim": 8}, True),
+        ("Gemma3Text", {"head_dim": 8, "final_logit_softcapping": 5.0}, False),
+        ("Phi", {}, False),  # its head has a bias
+    ],
+)
+def test_the_loss_is_the_usual_one_whether_it_can_be_streamed_or_not(
+    kind: str, more: dict[str, object], streams: bool, tmp_path: Path
+) -> None:
+    getattr(transformers, f"{kind}Config")(**(SIZES | more)).save_pretrained(tmp_path)
+    model = workload(tmp_path)
+    assert model.streams_loss is streams  # type: ignore[attr-defined]  # a model of transformers
+    module, tokens, gradients = model.build(0), batch()["tokens"], []
+    for way in (lambda: model.loss(module, batch()), lambda: usual_loss(model, module, tokens)):
+        torch.manual_seed(5)
+        loss = way()
+        gradients.append([loss, *torch.autograd.grad(loss, list(module.parameters()), materialize_grads=True)])
+    assert all((a - b).norm() <= 1e-5 * b.norm() + 1e-9 for a, b in zip(*gradients, strict=True))
+    nll, count = model.evaluate(module, batch())
+    module.eval()
+    assert nll / count == pytest.approx(usual_loss(model, module, tokens).item(), rel=1e-5)
+
+
 def test_recomputing_activations_gives_the_same_gradients_bit_for_bit(llama: Path) -> None:
     gradients = []
     for recompute in (False, True):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from elastictrain.plan.cluster import Dtype
-from elastictrain.plan.layout import Offload
+from elastictrain.plan.layout import GradientDtype, Offload
+from elastictrain.plan.space import sends
 
 SPLIT_KIND = "transformer"
 """The kind of model that can be dealt out to several workers."""
@@ -26,6 +27,7 @@ def refusal(
     sp: int = 1,
     ep: int = 1,
     offload: Offload = "none",
+    gradient_dtype: GradientDtype = "fp32",
     num_layers: int,
     num_heads: int,
     num_kv_heads: int,
@@ -58,6 +60,11 @@ def refusal(
         return (
             "train.dtype fp16 is written for parallel.zero_stage 1, 2 and 3 of models that are not split: set that, "
             "and parallel.pp, parallel.tp and parallel.ep to 1, or train.dtype to bf16"
+        )
+    if not sends(zero_stage, gradient_dtype):
+        return (
+            f"parallel.gradient_dtype {gradient_dtype} needs parallel.zero_stage 3, not {zero_stage}: only there does "
+            "DeepSpeed hand gradients over before they are summed; set that, or parallel.gradient_dtype to bf16"
         )
     if problem := _refuses_offload(offload, zero_stage, pp, ep):
         return problem

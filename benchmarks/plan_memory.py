@@ -138,6 +138,8 @@ CASES = (
     Case("tiny", "bf16", 1, 2, 8, 1, tp=2, vocab_size=8192),
     Case("wide", "fp32", 1, 4, 4, 4, pp=2, tp=2),
     Case("deep", "bf16", 1, 4, 2, 4, pp=2, tp=2),
+    Case("wide", "fp32", 2, 4, 4, tp=2),
+    Case("wide", "bf16", 3, 4, 4, tp=2),
     Case("wide", "fp32", 1, 2, 1, gradient_dtype="bf16"),
     Case("wide", "fp32", 3, 2, 1, gradient_dtype="int8"),
 )

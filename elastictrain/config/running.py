@@ -39,7 +39,7 @@ class ParallelSection(Section):
     """Workers that share each sequence, for long ones: each computes data.seq_len / sp positions, and within attention
     all positions of its share of the heads. Not with pp, tp or ep."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
+    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp
     0 or 1, with ep 0 to 2."""
     offload: Offload = "none"
     """Where what ZeRO shards lies between its uses, from stage 1 on: on the device (none); in the host's memory, where

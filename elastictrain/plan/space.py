@@ -167,8 +167,9 @@ def _of_degrees(
                 if (stage >= 2 and pp > 1) or (stage == 3 and ep > 1) or not sends(stage, choices.gradient_dtype):
                     continue
                 for offload in choices.offload:
-                    # Optimizer state is offloaded in shards.
-                    if offload != "none" and (stage == 0 or pp > 1):
+                    # Optimizer state is offloaded in shards; with a pipeline, which shares it out as well, only where
+                    # that alone is asked for: so the search stays small.
+                    if offload != "none" and (stage == 0 or (pp > 1 and len(choices.offload) > 1)):
                         continue
                     for recompute in choices.activation_checkpointing:
                         yield replace(

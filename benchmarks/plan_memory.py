@@ -50,6 +50,7 @@ class Case:
     pp: int = 1
     tp: int = 1
     ep: int = 1
+    gradient_dtype: str = "fp32"
 
     @property
     def dp(self) -> int:
@@ -74,6 +75,7 @@ class Case:
                     "pp": self.pp,
                     "tp": self.tp,
                     "ep": self.ep,
+                    "gradient_dtype": self.gradient_dtype,
                 },
                 "elastic": {"max_workers": self.world_size},
             }
@@ -136,6 +138,10 @@ CASES = (
     Case("tiny", "bf16", 1, 2, 8, 1, tp=2, vocab_size=8192),
     Case("wide", "fp32", 1, 4, 4, 4, pp=2, tp=2),
     Case("deep", "bf16", 1, 4, 2, 4, pp=2, tp=2),
+    Case("wide", "fp32", 2, 4, 4, tp=2),
+    Case("wide", "bf16", 3, 4, 4, tp=2),
+    Case("wide", "fp32", 1, 2, 1, gradient_dtype="bf16"),
+    Case("wide", "fp32", 3, 2, 1, gradient_dtype="int8"),
 )
 
 
@@ -186,6 +192,7 @@ def main() -> None:
 
 def _line(row: dict[str, Any]) -> str:
     size = f"{row['micro_batch']}x{row['accumulation']}{' recompute' if row['recompute'] else ''}"
+    size += f" gradients-{row['gradient_dtype']}" if row["gradient_dtype"] != "fp32" else ""
     estimate = row["estimate"]
     split = "".join(f" {name}{row[name]}" for name in ("pp", "tp", "ep") if row[name] > 1)
     degrees = f"dp{row['world_size'] // (row['pp'] * row['tp'])}{split}"

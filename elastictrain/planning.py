@@ -34,7 +34,8 @@ def job_of(config: TrainConfig) -> Job:
     shape = _shape_of_folder(config) if config.model.kind == "huggingface" else _shape_of_transformer(config)
     # as large as bf16, and as fast on what runs it
     dtype: Dtype = "fp32" if config.train.dtype == "fp32" else "bf16"
-    return Job(shape, dtype, config.train.global_batch, splits=config.model.kind == SPLIT_KIND)
+    splits = config.model.kind == SPLIT_KIND
+    return Job(shape, dtype, config.train.global_batch, splits, config.parallel.gradient_dtype)
 
 
 def asked_of(config: TrainConfig) -> Asked:
@@ -49,6 +50,7 @@ def asked_of(config: TrainConfig) -> Asked:
         sp=parallel.sp,
         ep=parallel.ep,
         offload=parallel.offload,
+        gradient_dtype=parallel.gradient_dtype,
         recompute=train.activation_checkpointing,
     )
 

@@ -45,7 +45,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("parallel={layout: manual, pp: 2, zero_stage: 2}", ["parallel.zero_stage 2", "parallel.pp 2", "0 or 1"]),
         ("parallel={pp: 2, zero_stage: 3}", ["parallel.zero_stage 3", "parallel.pp 2"]),
         ("cluster.device_memory=much", ["cluster.device_memory", "much"]),
-        ("parallel={layout: manual, tp: 2, zero_stage: 3}", ["parallel.zero_stage 3", "parallel.tp 2", "0 or 1"]),
+        ("parallel={layout: manual, pp: 2, zero_stage: 3}", ["parallel.zero_stage 3", "parallel.pp 2", "0 or 1"]),
         ("parallel={layout: manual, tp: 3}", ["parallel.tp 3", "4 heads", "divisor"]),
         ("parallel={layout: manual, ep: 2}", ["parallel.ep 2", "model.num_experts", "to 1"]),
         ("model.num_experts=1", ["model.num_experts", "1"]),

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ByteSize, Field, model_validator
 
 from elastictrain.config.section import Section
-from elastictrain.plan.layout import Offload
+from elastictrain.plan.layout import GradientDtype, Offload
 
 
 class RunSection(Section):
@@ -39,12 +39,15 @@ class ParallelSection(Section):
     """Workers that share each sequence, for long ones: each computes data.seq_len / sp positions, and within attention
     all positions of its share of the heads. Not with pp, tp or ep."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp or tp
+    """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp
     0 or 1, with ep 0 to 2."""
     offload: Offload = "none"
     """Where what ZeRO shards lies between its uses, from stage 1 on: on the device (none); in the host's memory, where
     the update is made too (cpu); masters and moments in files on the host's drive (nvme). With ZeRO 3 the weights lie
     in the host's memory as well."""
+    gradient_dtype: GradientDtype = "fp32"
+    """What gradients travel as when the copies of the model average them. `bf16` is half the traffic of `fp32`, `int8`
+    a quarter, for losses that are a little off (docs/parallel.md); `int8` needs ZeRO 3. Asked for, never chosen."""
     offload_path: str | None = Field(default=None, pattern=r"^/")
     """Folder on a fast drive of every node (offload nvme); 12 bytes a parameter are shared by the workers there."""
 

@@ -64,6 +64,7 @@ class TrainConfig(Section):
             sp=parallel.sp,
             ep=parallel.ep,
             offload=parallel.offload,
+            gradient_dtype=parallel.gradient_dtype,
             num_layers=model.num_layers,
             num_heads=model.num_heads,
             num_kv_heads=model.num_kv_heads or model.num_heads,
@@ -113,6 +114,7 @@ class TrainConfig(Section):
             sp=self.parallel.sp,
             ep=self.parallel.ep,
             offload=self.parallel.offload,
+            gradient_dtype=self.parallel.gradient_dtype,
             recompute=bool(self.train.activation_checkpointing),
         )
 

@@ -35,9 +35,7 @@ class TiedWeights:
         for weight, total in zip(self._weights, self._sums, strict=True):
             if self._owned:
                 dist.recv(total, self._other)
-                # BF16_Optimizer keeps fp32 sums beside the weight, flat
-                own = getattr(weight, "_hp_grad", weight.grad)
-                assert own is not None, "the first stage has just had its last backward pass"
+                own = _sum_of(weight)
                 own.view(-1).add_(total.view(-1))
             else:
                 dist.send(total, self._other)
@@ -56,6 +54,13 @@ class TiedWeights:
                 dist.send(weight.detach(), self._other)
             else:
                 dist.recv(weight.detach(), self._other)
+
+
+def _sum_of(weight: nn.Parameter) -> Tensor:
+    """Where the gradients of the step are: DeepSpeed sums those of bf16 beside the weight, in fp32."""
+    beside = ("_hp_grad", "grad_accum")  # BF16_Optimizer's, flat; ZeRO's, with offload
+    sums = [getattr(weight, name, None) for name in beside]
+    return next(total for total in (*sums, weight.grad) if total is not None)
 
 
 def _summing_into(total: Tensor) -> Callable[[Tensor], None]:

@@ -36,6 +36,7 @@ from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.lean_build import lean_build
 from elastictrain.engine.loss_scale import LossScale
+from elastictrain.engine.quantized import send_as_int8
 from elastictrain.engine.release import release
 from elastictrain.engine.transfer import ShardExporter, Slabs, import_pieces, runs_of
 from elastictrain.engine.witness import Replicas, Witness
@@ -84,6 +85,8 @@ class ZeroEngine:
         num_elements = sum(p.numel() for p in parameters.values())
         with lean_build(loads_next):
             self._engine: Any = self._initialize(deepspeed_config(config.train, layout, device, num_elements))
+        if layout.gradient_dtype == "int8":
+            send_as_int8(self._engine.optimizer)
         self._found = find_pieces(self._engine.optimizer, parameters)
         self._loss_scale = LossScale(self._engine.optimizer.loss_scaler) if config.train.dtype == "fp16" else None
         self._optimizer_step = 0

@@ -20,7 +20,8 @@ were."""
 
 
 def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_elements: int) -> dict[str, Any]:
-    """The config of `deepspeed.initialize`. Gradients of bf16 and fp16 are added up in fp32, over batches and ranks.
+    """The config of `deepspeed.initialize`. Gradients of bf16 and fp16 are added up in fp32, over batches and, unless
+    `parallel.gradient_dtype` is bf16, over ranks.
 
     Stage 0 is the exception: DeepSpeed can accumulate its micro-batches only in the type of the weights.
     """
@@ -31,7 +32,8 @@ def deepspeed_config(train: TrainSection, layout: Layout, device: Device, num_el
         "gradient_clipping": 0.0 if clips_itself(train, layout) else train.grad_clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": "fp32",
+        # int8 is made of fp32: see `quantized`
+        "communication_data_type": "bf16" if layout.gradient_dtype == "bf16" else "fp32",
         "zero_optimization": {
             "stage": layout.zero_stage,
             # It maps parameters to fragments of others: exported states would be mixed up.

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from elastictrain.plan.choose import Job, NothingFits, Option, shortage, weigh, why
 from elastictrain.plan.figures import Figures
-from elastictrain.plan.layout import Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
+from elastictrain.plan.layout import GradientDtype, Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
 from elastictrain.plan.memory import Memory
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
 from elastictrain.plan.space import Candidate, Choices, divisors, enumerate_layouts
@@ -43,6 +43,7 @@ class Asked:
     sp: int = 1
     ep: int = 1
     offload: Offload = "none"
+    gradient_dtype: GradientDtype = "fp32"
 
     @property
     def replica_size(self) -> int:
@@ -61,6 +62,7 @@ class Asked:
             sp=self.sp,
             ep=self.ep,
             offload=self.offload,
+            gradient_dtype=self.gradient_dtype,
             recompute=bool(self.recompute),
         )
 
@@ -192,6 +194,7 @@ class _World:
             sp=(asked.sp,),
             ep=(asked.ep,),
             offload=(asked.offload,),
+            gradient_dtype=asked.gradient_dtype,
         )
         candidates = enumerate_layouts(job.shape, world_size, job.global_batch, choices)
         layout = asked.layout(world_size) if usual else None

@@ -8,12 +8,12 @@ so a config whose layout is as good as the best, as far as can be told, is left 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
-from elastictrain.plan.layout import legal_world_sizes
+from elastictrain.plan.layout import GradientDtype, legal_world_sizes
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND, refusal
@@ -30,6 +30,8 @@ class Job:
     global_batch: int
     splits: bool = True
     """Whether the model can be dealt out to several workers."""
+    gradient_dtype: GradientDtype = "fp32"
+    """What gradients travel as, which the user decides."""
 
     def runs(self, candidate: Candidate) -> bool:
         """Whether this project's engines can train so."""
@@ -42,6 +44,7 @@ class Job:
             sp=c.sp,
             ep=c.ep,
             offload=c.offload,
+            gradient_dtype=c.gradient_dtype,
             num_layers=shape.num_layers,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
@@ -131,7 +134,8 @@ def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices |
 
     Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
-    found = enumerate_layouts(job.shape, world_size, job.global_batch, choices or _all_splits(job, cluster, world_size))
+    all_choices = replace(choices or _all_splits(job, cluster, world_size), gradient_dtype=job.gradient_dtype)
+    found = enumerate_layouts(job.shape, world_size, job.global_batch, all_choices)
     candidates = found if choices else (candidate for candidate in found if job.runs(candidate))
     looked_at, leanest, leanest_of, options = 0, None, None, []
     for candidate in candidates:

@@ -22,6 +22,8 @@ from elastictrain.errors import ConfigError
 
 Offload = Literal["none", "cpu", "nvme"]
 """Where what ZeRO shards lies between its uses: on the device, in the host's memory, on the host's drives."""
+GradientDtype = Literal["fp32", "bf16", "int8"]
+"""What gradients travel as between the ranks that average them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Layout:
     ep: int = 1
     """Replicas among which the experts are shared out; a divisor of dp."""
     offload: Offload = "none"
+    gradient_dtype: GradientDtype = "fp32"
     recompute: bool = False
     """Each block's activations are computed again in the backward pass."""
 
@@ -86,7 +89,8 @@ class Layout:
         """In short: dp2 pp2 zero1."""
         split = [f"{name}{degree}" for name in ("pp", "tp", "sp", "ep") if (degree := getattr(self, name)) > 1]
         away = [f"offload-{self.offload}"] if self.offload != "none" else []
-        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}", *away])
+        sent = [f"gradients-{self.gradient_dtype}"] if self.gradient_dtype != "fp32" else []
+        return " ".join([f"dp{self.dp}", *split, f"zero{self.zero_stage}", *away, *sent])
 
     @property
     def global_batch(self) -> int:
@@ -98,7 +102,8 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying, and so on."""
-        usual = {"pp": 1, "tp": 1, "sp": 1, "ep": 1, "offload": "none", "recompute": False}
+        usual = {"pp": 1, "tp": 1, "sp": 1, "ep": 1, "offload": "none", "gradient_dtype": "fp32"}
+        usual["recompute"] = False
         unsaid = {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
@@ -125,6 +130,7 @@ def plan_layout(
     sp: int = 1,
     ep: int = 1,
     offload: Offload = "none",
+    gradient_dtype: GradientDtype = "fp32",
     recompute: bool = False,
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
@@ -169,6 +175,7 @@ def plan_layout(
         sp=sp,
         ep=ep,
         offload=offload,
+        gradient_dtype=gradient_dtype,
         recompute=recompute,
     )
 

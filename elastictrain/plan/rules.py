@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from elastictrain.plan.cluster import Dtype
-from elastictrain.plan.layout import Offload
+from elastictrain.plan.layout import GradientDtype, Offload
+from elastictrain.plan.space import sends
 
 SPLIT_KIND = "transformer"
 """The kind of model that can be dealt out to several workers."""
@@ -26,6 +27,7 @@ def refusal(
     sp: int = 1,
     ep: int = 1,
     offload: Offload = "none",
+    gradient_dtype: GradientDtype = "fp32",
     num_layers: int,
     num_heads: int,
     num_kv_heads: int,
@@ -38,11 +40,6 @@ def refusal(
         return (
             f"parallel.pp {pp} and parallel.tp {tp} can't split model.kind {kind}, only this project's "
             "transformer: set both to 1, and parallel.zero_stage 3 where the model is too large for one worker"
-        )
-    if tp > 1 and zero_stage > 1:
-        return (
-            f"parallel.zero_stage {zero_stage} is not run with parallel.tp {tp}: set parallel.zero_stage to 0 or 1, or "
-            "parallel.tp to 1"
         )
     if pp > 1 and zero_stage > 1:
         return (
@@ -59,7 +56,12 @@ def refusal(
             "train.dtype fp16 is written for parallel.zero_stage 1, 2 and 3 of models that are not split: set that, "
             "and parallel.pp, parallel.tp and parallel.ep to 1, or train.dtype to bf16"
         )
-    if problem := _refuses_offload(offload, zero_stage, pp, ep):
+    if not sends(zero_stage, gradient_dtype):
+        return (
+            f"parallel.gradient_dtype {gradient_dtype} needs parallel.zero_stage 3, not {zero_stage}: only there does "
+            "DeepSpeed hand gradients over before they are summed; set that, or parallel.gradient_dtype to bf16"
+        )
+    if problem := _refuses_offload(offload, zero_stage, ep):
         return problem
     if problem := _refuses_sequences(sp, pp * tp, num_experts, num_heads, seq_len, kind):
         return problem
@@ -107,7 +109,7 @@ def _refuses_experts(dtype: str, zero_stage: int, pp: int, tp: int, ep: int, num
     return None
 
 
-def _refuses_offload(offload: Offload, zero_stage: int, pp: int, ep: int) -> str | None:
+def _refuses_offload(offload: Offload, zero_stage: int, ep: int) -> str | None:
     if offload == "none":
         return None
     if zero_stage == 0:
@@ -115,10 +117,10 @@ def _refuses_offload(offload: Offload, zero_stage: int, pp: int, ep: int) -> str
             f"parallel.offload {offload} needs parallel.zero_stage 1, 2 or 3, not 0: what ZeRO shards is what it "
             "moves; set parallel.zero_stage to 1"
         )
-    if pp * ep > 1:
+    if ep > 1:
         return (
-            f"parallel.offload {offload} has not been tried with parallel.pp {pp} and parallel.ep {ep}: set both to 1, "
-            "or parallel.offload to none"
+            f"parallel.offload {offload} has not been tried with parallel.ep {ep}: set that to 1, or parallel.offload "
+            "to none"
         )
     return None
 

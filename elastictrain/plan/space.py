@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from elastictrain.plan.layout import Layout, Offload
+from elastictrain.plan.layout import GradientDtype, Layout, Offload
 from elastictrain.plan.model_shape import ModelShape
 
 OFFLOADS: tuple[Offload, ...] = ("none", "cpu", "nvme")
@@ -35,6 +35,7 @@ class Candidate:
     ep: int = 1
     sp: int = 1
     offload: Offload = "none"
+    gradient_dtype: GradientDtype = "fp32"
     activation_checkpointing: bool = False
 
     @property
@@ -65,6 +66,7 @@ class Candidate:
             ep=layout.ep,
             sp=layout.sp,
             offload=layout.offload,
+            gradient_dtype=layout.gradient_dtype,
             activation_checkpointing=layout.recompute,
         )
 
@@ -80,6 +82,7 @@ class Candidate:
             sp=self.sp,
             ep=self.ep,
             offload=self.offload,
+            gradient_dtype=self.gradient_dtype,
             recompute=self.activation_checkpointing,
         )
 
@@ -87,8 +90,9 @@ class Candidate:
         degrees = [(n, getattr(self, n)) for n in ("dp", "pp", "tp", "ep", "sp")]
         words = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
         words += [f"zero{self.zero_stage}", f"{self.micro_batch}x{self.accumulation}"]
-        words += [f"offload-{self.offload}"] * (self.offload != "none") + ["recompute"] * self.activation_checkpointing
-        return " ".join(words)
+        words += [f"offload-{self.offload}"] * (self.offload != "none")
+        words += [f"gradients-{self.gradient_dtype}"] * (self.gradient_dtype != "fp32")
+        return " ".join(words + ["recompute"] * self.activation_checkpointing)
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
@@ -108,6 +112,8 @@ class Choices:
     ep: Sequence[int] = (1,)
     sp: Sequence[int] = (1,)
     offload: Sequence[Offload] = ("none",)
+    gradient_dtype: GradientDtype = "fp32"
+    """The same for all: it is asked for, never chosen."""
     most_tp_sp: int | None = None
     """Most ranks of tensor and sequence parallelism together; None means any number."""
 
@@ -151,21 +157,29 @@ def _of_degrees(
     for micro_batch in sizes:
         if share // micro_batch > MOST_ACCUMULATION:
             continue
-        base = Candidate(dp, micro_batch, share // micro_batch, pp=pp, tp=tp, sp=sp)
+        base = Candidate(
+            dp, micro_batch, share // micro_batch, pp=pp, tp=tp, sp=sp, gradient_dtype=choices.gradient_dtype
+        )
         for ep in choices.ep:
             if shape.num_experts % ep or (dp * sp) % ep:
                 continue
             for stage in choices.zero_stage:
-                if (stage >= 2 and pp > 1) or (stage == 3 and ep > 1):
+                if (stage >= 2 and pp > 1) or (stage == 3 and ep > 1) or not sends(stage, choices.gradient_dtype):
                     continue
                 for offload in choices.offload:
-                    # Optimizer state is offloaded in shards.
-                    if offload != "none" and (stage == 0 or pp > 1):
+                    # Optimizer state is offloaded in shards; with a pipeline, which shares it out as well, only where
+                    # that alone is asked for: so the search stays small.
+                    if offload != "none" and (stage == 0 or (pp > 1 and len(choices.offload) > 1)):
                         continue
                     for recompute in choices.activation_checkpointing:
                         yield replace(
                             base, ep=ep, zero_stage=stage, offload=offload, activation_checkpointing=recompute
                         )
+
+
+def sends(zero_stage: int, gradient_dtype: GradientDtype) -> bool:
+    """Whether gradients can travel so: DeepSpeed quantises none but those that it scatters, at stage 3."""
+    return gradient_dtype != "int8" or zero_stage == 3
 
 
 def _divides(shape: ModelShape, pp: int, tp: int, sp: int) -> bool:

@@ -6,7 +6,8 @@
 
 and each collective by its ring formula (`collectives.py`) over the slowest link that its group spans. What is reduced
 when is DeepSpeed's doing: ZeRO 0 and 1 all-reduce gradients once a step, ZeRO 2 after each micro-batch (so accumulation
-costs traffic), ZeRO 3 scatters them after each micro-batch and gathers weights for each. Gradients travel in fp32.
+costs traffic), ZeRO 3 scatters them after each micro-batch and gathers weights for each. Gradients travel as
+`parallel.gradient_dtype` says.
 
 What share of stated speeds is reached is `Cluster.efficiency`.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from elastictrain.plan.activations import BYTES, FP32, layer_bytes
 from elastictrain.plan.cluster import Cluster, Dtype
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s, all_to_all_s, send_s
+from elastictrain.plan.layout import GradientDtype
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import Candidate
 from elastictrain.plan.stage import Stage, stage_of
@@ -28,6 +30,8 @@ PASSES = 4
 """Times that each byte kept for the backward pass is read or written by elementwise work, forward and backward."""
 SCORE_PASSES = 6
 """The same for the scores over the vocabulary, in fp32."""
+GRADIENT_BYTES: dict[GradientDtype, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 256}
+"""That an element of a gradient travels as: int8 brings a scale in fp32 for every 256."""
 UPDATE_BYTES = 40
 """Read and written per element by the norm, clipping and AdamW: gradient 3 times, master and moments twice each."""
 
@@ -180,11 +184,12 @@ def _data_parallel(dtype: Dtype, c: Candidate, stage: Stage, network: _Network) 
     for elements, group in ((stage.dense, "zero"), (stage.experts, "experts")):
         if c.zero_stage == 3:
             times = 1 if elements <= LIVE_PARAMETERS else 2
-            gradients_s += c.accumulation * network.all_gather(FP32 * elements, group)
+            # a reduce-scatter takes as long, and so does the exchange of int8
+            gradients_s += c.accumulation * network.all_gather(GRADIENT_BYTES[c.gradient_dtype] * elements, group)
             weights_s += c.accumulation * times * network.all_gather(e * elements, group)
             continue
         reductions = c.accumulation if c.zero_stage == 2 else 1
-        gradients_s += reductions * network.all_reduce(FP32 * elements, group)
+        gradients_s += reductions * network.all_reduce(GRADIENT_BYTES[c.gradient_dtype] * elements, group)
         weights_s += network.all_gather(e * elements, group) if c.zero_stage else 0.0
     return gradients_s, weights_s
 

@@ -44,7 +44,7 @@ from elastictrain.runtime.protocol import (
     pack_records,
 )
 from elastictrain.runtime.spoiled import SpoiledWorkload
-from elastictrain.workloads import build_workload
+from elastictrain.workloads import build_workload, starting_state
 
 PAUSE = "pause"
 MEASURE_EVERY_S = 2.0
@@ -151,6 +151,8 @@ class RankProgram:
             engine.import_state(memory_source(shards, self._token))
         elif restore.source == "durable":
             engine.import_state(store.open(restore.step))
+        elif (beginning := starting_state(self._config, engine.tensors())) is not None:
+            engine.import_state(beginning)
         clock.lap("restore")
         self._bad_steps = BadSteps(self._config, order.seen, engine, self._group, store)
         self._line = ReplicaClient(self._commit_at, self._token)

@@ -13,6 +13,10 @@ from elastictrain.errors import ConfigError
 from elastictrain.workloads.named import check_named
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from elastictrain.state.source import StateSource
+    from elastictrain.state.tensors import LogicalTensor
     from elastictrain.workloads.base import Workload
 
 
@@ -27,6 +31,19 @@ def check_model_folder(config: TrainConfig) -> None:
         folder = Path(str(config.model.path))
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path {folder} has no config.json; it must be a local Hugging Face folder")
+
+
+def starting_state(config: TrainConfig, tensors: Iterable[LogicalTensor]) -> StateSource | None:
+    """What a run begins with beyond its model's weights: the optimizer of a universal checkpoint that has one.
+
+    Of this model, whose `tensors` are given. Raises ConfigError when what is there can't be gone on with.
+    """
+    if config.model.kind != "huggingface":
+        return None
+    from elastictrain.workloads.universal import is_universal, universal_state
+
+    folder = Path(str(config.model.path))
+    return universal_state(folder, tensors) if is_universal(folder) else None
 
 
 def build_workload(config: TrainConfig, vocab_size: int, most_layers: int | None = None) -> Workload:

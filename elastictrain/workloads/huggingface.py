@@ -53,7 +53,7 @@ class HuggingFaceModel(CausalLanguageModel):
         check_model_folder(config)
         self.folder = Path(str(config.model.path))
         self.has_weights = any(self.folder.glob("*.safetensors"))
-        self.is_universal = not self.has_weights and is_universal(self.folder)
+        self.is_universal = is_universal(self.folder)
         if not (self.has_weights or self.is_universal) and any(
             file for pattern in _PICKLED for file in self.folder.glob(pattern)
         ):

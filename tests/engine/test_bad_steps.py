@@ -97,7 +97,7 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, stage: int, dtype: str) -> N
 
 @pytest.mark.parametrize(
     ("stage", "dtype", "degree"),
-    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (1, "bf16", "tp"), (2, "fp32", "sp")],
+    [(0, "fp32", "pp"), (1, "fp32", "pp"), (1, "bf16", "pp"), (0, "fp32", "tp"), (3, "bf16", "tp"), (2, "fp32", "sp")],
 )
 def test_a_bad_step_changes_nothing_in_a_split_model(tmp_path: Path, stage: int, dtype: str, degree: str) -> None:
     """Of a pipeline the last stages alone see the losses."""
@@ -109,6 +109,11 @@ def test_a_bad_step_changes_nothing_where_experts_are_shared(tmp_path: Path, sta
     run_team(2, bad_steps, tmp_path, stage, dtype, {"ep": 2})
 
 
-@pytest.mark.parametrize(("stage", "dtype", "offload"), [(1, "bf16", "cpu"), (2, "fp32", "nvme"), (3, "bf16", "cpu")])
-def test_a_bad_step_changes_nothing_off_the_device(tmp_path: Path, stage: int, dtype: str, offload: str) -> None:
-    run_team(2, bad_steps, tmp_path, stage, dtype, {}, offload)
+@pytest.mark.parametrize(
+    ("stage", "dtype", "degrees", "offload"),
+    [(1, "bf16", {}, "cpu"), (2, "fp32", {}, "nvme"), (3, "bf16", {}, "cpu"), (1, "bf16", {"pp": 2}, "cpu")],
+)
+def test_a_bad_step_changes_nothing_off_the_device(
+    tmp_path: Path, stage: int, dtype: str, degrees: dict[str, int], offload: str
+) -> None:
+    run_team(4 if degrees else 2, bad_steps, tmp_path, stage, dtype, degrees, offload)

@@ -56,7 +56,7 @@ LAYOUTS = [
     Layout(dp, stage, 2, 6 // dp, pp, tp, sp)
     for pp, tp, sp in [*product((1, 2, 4), (1, 2), (1,)), (1, 1, 2), (1, 1, 4)]
     for dp in (1, 2, 3)
-    for stage in (range(4) if pp * tp == 1 else range(2))
+    for stage in (range(4) if pp == 1 else range(2))
     if pp * tp * sp * dp <= NUM_RANKS
 ]
 LAYOUTS_OF_EXPERTS = [
@@ -73,7 +73,7 @@ def random_journey(seed: int, layouts: list[Layout], num_stops: int) -> list[Sto
 
     def placed(layout: Layout) -> Layout:
         """With what ZeRO shards anywhere that it can lie."""
-        moves = layout.zero_stage and layout.pp == layout.ep == 1 and layout not in LAYOUTS_OF_EXPERTS
+        moves = layout.zero_stage and layout.ep == 1 and layout not in LAYOUTS_OF_EXPERTS
         return replace(layout, offload=chance.choice(OFFLOADS)) if moves else layout
 
     return [

@@ -25,6 +25,8 @@ KINDS: list[tuple[int, str, dict[str, int]]] = [
     (2, "fp32", {}),
     (3, "fp32", {}),
     (1, "fp32", {"tp": 2}),
+    (1, "fp32", {"pp": 2}),
+    (1, "bf16", {"pp": 2}),
     (1, "bf16", {}),
     (2, "bf16", {}),
     (3, "bf16", {}),
@@ -83,7 +85,6 @@ def test_a_drive_without_room_is_told_before_a_step(tmp_path: Path) -> None:
     ("parallel", "problem"),
     [
         ({"offload": "cpu", "zero_stage": 0}, "parallel.offload cpu needs parallel.zero_stage 1, 2 or 3"),
-        ({"offload": "cpu", "layout": "manual", "pp": 2}, "parallel.offload cpu has not been tried with parallel.pp 2"),
         ({"offload": "nvme"}, "parallel.offload nvme needs parallel.offload_path"),
         ({"offload": "cpu", "offload_path": "/fast"}, "parallel.offload_path /fast counts only with"),
     ],

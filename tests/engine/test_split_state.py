@@ -28,7 +28,9 @@ JOURNEY = (
     (3, {}, 3),
     (0, {"tp": 2}, 4),
     (1, {"tp": 2}, 2),
+    (2, {"tp": 2}, 4),
     (0, {"pp": 2}, 4),
+    (3, {"tp": 2}, 4),
     (1, {"pp": 2, "tp": 2}, 4),
     (0, {"pp": 2, "tp": 2}, 4),
     (1, {"tp": 2}, 4),
@@ -40,7 +42,7 @@ STEPS = range(1, len(JOURNEY) + 1)
 
 def config_of(stage: int, degrees: dict[str, int], dtype: str, **more: Any) -> TrainConfig:
     if dtype == "bf16" and "tp" in degrees:
-        stage = 1  # the only one that is run
+        stage = max(stage, 1)  # 0 is not run
     return train_config(stage, dtype, degrees=degrees, num_layers=NUM_LAYERS, **more)
 
 

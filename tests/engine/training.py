@@ -35,6 +35,7 @@ def train_config(
     degrees: Mapping[str, int] | None = None,
     num_layers: int = 2,
     offload: str = "none",
+    gradient_dtype: str = "fp32",
     model: Mapping[str, Any] | None = None,
     **train: Any,
 ) -> TrainConfig:
@@ -54,7 +55,8 @@ def train_config(
             | experts
             | dict(model or {}),
             "data": {"seq_len": 16},
-            "parallel": {"zero_stage": zero_stage, "offload": offload, **drive, **manual},
+            "parallel": {"zero_stage": zero_stage, "offload": offload, "gradient_dtype": gradient_dtype}
+            | {**drive, **manual},
             "elastic": {"max_workers": prod((degrees or {}).values())},
         }
     )

@@ -225,6 +225,20 @@ def test_accumulation_costs_stages_2_and_3_traffic() -> None:
         assert often.gradients == pytest.approx(times * once.gradients)
 
 
+def test_smaller_gradients_are_less_traffic_where_they_can_be_sent() -> None:
+    shape = ModelShape(8, 512, 8, 8, 1408, 8192, 256)
+    for stage in (1, 3):
+        usual, half = (
+            step_time(shape, "bf16", Candidate(4, 1, 2, stage, gradient_dtype=sent), LARGE) for sent in ("fp32", "bf16")
+        )
+        assert 0.5 <= half.gradients / usual.gradients < 0.6  # latency stays
+        assert replace(half, gradients=usual.gradients) == usual
+    job = Job(shape, "fp32", 8, gradient_dtype="int8")
+    ranking = rank_layouts(job, LARGE, 4)
+    assert {(o.candidate.zero_stage, o.candidate.gradient_dtype) for o in ranking.options} == {(3, "int8")}
+    assert not job.runs(Candidate(4, 1, 2, 2, gradient_dtype="int8"))
+
+
 @settings(deadline=None, max_examples=40)
 @given(shapes(), dtypes)
 def test_offloaded_state_lies_elsewhere(shape: ModelShape, dtype: Dtype) -> None:

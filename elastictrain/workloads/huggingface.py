@@ -33,7 +33,7 @@ try:
     from transformers.initialization import no_init_weights
     from transformers.utils import logging as transformers_logging
 
-    from elastictrain.workloads.streamed_head import NextTokens, StreamedHead, has_plain_head
+    from elastictrain.workloads.streamed_head import StreamedHead, has_plain_head, next_tokens_told
 except ImportError as error:
     raise ConfigError(
         f"model.kind huggingface needs the package transformers ({error}): pip install elastictrain[hf]"
@@ -49,7 +49,6 @@ class HuggingFaceModel(CausalLanguageModel):
     def __init__(self, config: TrainConfig, vocab_size: int, most_layers: int | None = None) -> None:
         """`most_layers`: see `workloads.build_workload`."""
         super().__init__(config, vocab_size)
-        self._next_tokens = NextTokens()
         check_model_folder(config)
         self.folder = Path(str(config.model.path))
         self.has_weights = any(self.folder.glob("*.safetensors"))
@@ -89,7 +88,7 @@ class HuggingFaceModel(CausalLanguageModel):
 
     def _prepared(self, module: Any) -> nn.Module:
         if self.streams_loss:
-            module.set_output_embeddings(StreamedHead(module.get_output_embeddings(), self._next_tokens))
+            module.set_output_embeddings(StreamedHead(module.get_output_embeddings()))
         if self.config.train.activation_checkpointing:
             module.gradient_checkpointing_enable({"use_reentrant": False})
         _keep_buffers(module)
@@ -104,7 +103,7 @@ class HuggingFaceModel(CausalLanguageModel):
         """See `causal.CausalLanguageModel.cross_entropy`."""
         if not self.streams_loss:
             return super().cross_entropy(module, batch)
-        with self._next_tokens.told(batch["tokens"][:, 1:]):
+        with next_tokens_told(module, batch["tokens"][:, 1:]):
             return self.logits(module, self.part_input(batch))
 
     def _read_config(self) -> Any:

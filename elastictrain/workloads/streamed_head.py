@@ -23,34 +23,29 @@ from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentio
 from elastictrain.workloads.head_loss import streamed_cross_entropy
 
 
-class NextTokens:
-    """What the heads of a workload's modules are told."""
-
-    def __init__(self) -> None:
-        self.ids: Tensor | None = None
-
-    @contextmanager
-    def told(self, ids: Tensor) -> Iterator[None]:
-        """Have heads give the mean loss of these [batch, seq] until the block ends."""
-        self.ids = ids
-        try:
-            yield
-        finally:
-            self.ids = None
-
-
 class StreamedHead(nn.Linear):
     """Vectors to logits; to the mean loss while the next tokens are told."""
 
-    def __init__(self, head: nn.Linear, next_tokens: NextTokens) -> None:
+    def __init__(self, head: nn.Linear) -> None:
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
         self.weight = head.weight
-        self._next_tokens = next_tokens
+        self.next_tokens: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._next_tokens.ids is None:
+        if self.next_tokens is None:
             return F.linear(x, self.weight)
-        return streamed_cross_entropy(x, self.weight, self._next_tokens.ids)
+        return streamed_cross_entropy(x, self.weight, self.next_tokens)
+
+
+@contextmanager
+def next_tokens_told(module: nn.Module, ids: Tensor) -> Iterator[None]:
+    """Have the module's head give the mean loss of these [batch, seq] until the block ends."""
+    head = next(part for part in module.modules() if isinstance(part, StreamedHead))
+    head.next_tokens = ids
+    try:
+        yield
+    finally:
+        head.next_tokens = None
 
 
 def has_plain_head(build: Callable[[], Any]) -> bool:

@@ -100,7 +100,9 @@ def for_(**names: str) -> How:
 
 def dry(place: Workplace, command: str) -> None:
     """Config, overrides and all that they name are looked at; each kind of run has an integration test of its own."""
-    place.shell(shlex.join([*shlex.split(command.partition(" > ")[0]), "--dry-run"]))
+    # not beside the runs of other pages, whose configs these would not go on with
+    elsewhere = f"run.storage={place.folder / 'never'}"
+    place.shell(shlex.join([*shlex.split(command.partition(" > ")[0]), elsewhere, "--dry-run"]))
 
 
 def config_only(place: Workplace, command: str) -> None:

@@ -46,6 +46,7 @@ from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
 from elastictrain.workloads.base import Batch, SplitWorkload, Workload
+from elastictrain.workloads.outlined import with_memory
 from elastictrain.workloads.seeding import seed_draws
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +67,6 @@ class ZeroEngine:
     ) -> None:
         """Use `build_engine`."""
         self._workload = workload
-        self._loads_next = loads_next
         self._seed = None if loads_next else config.train.seed
         self._layout = layout
         self._place = layout.place(group.rank)
@@ -123,12 +123,7 @@ class ZeroEngine:
         """The module; weights that are only outlined get memory, which holds anything."""
         # ZeRO 3 takes weight after weight to the device, since it would not have room for all of them
         place = torch.device("cpu") if self._layout.zero_stage == 3 else self._device.torch_device
-
-        def room(tensor: Tensor) -> Tensor:
-            return torch.empty(tensor.shape, dtype=self._input_dtype, device=place) if tensor.is_meta else tensor
-
-        # as to_empty does it, but that imports a library for symbolic sizes
-        return module._apply(room)  # type: ignore[no-any-return, no-untyped-call]  # torch's
+        return with_memory(module, self._input_dtype, place)
 
     def _logical(self, name: str) -> str:
         """The name in the whole model of a parameter of the module."""

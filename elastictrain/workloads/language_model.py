@@ -17,6 +17,7 @@ from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
 from elastictrain.workloads.experts import Exchange, is_expert
+from elastictrain.workloads.outlined import with_memory
 from elastictrain.workloads.sharing import Peers, SequencePeers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
@@ -49,10 +50,7 @@ class LanguageModel(CausalLanguageModel):
         module = self._on_meta(part, peers, exchange, sequence)
         if seed is None:
             return module
-        # as to_empty does it, but that imports a library for symbolic sizes
-        module._apply(  # type: ignore[no-untyped-call]  # torch's
-            lambda on_meta: torch.empty(on_meta.shape, dtype=on_meta.dtype)
-        )
+        with_memory(module, torch.float32, torch.device("cpu"))
         initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
         return module
 

@@ -100,19 +100,22 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
     }
     if stage.last:
         moments["loss"] = (before, bucket, kept + of_one.head + of_one.loss)
-    optimizer, host, nvme = state.optimizer, 0, 0
+    optimizer, host, nvme, passing = state.optimizer, 0, 0, 0
     weights = state.weights + (0 if stage.first else BYTES[dtype] * stage.shared)
     if candidate.offload != "none":
         # Masters and moments go; so do the gradients that they are updated with, and at stage 3 this rank's weights.
-        host = state.optimizer // 3
+        masters = state.optimizer // 3
         if candidate.zero_stage == 3:
-            host, weights = host + weights, 0
+            host, weights = masters + weights, 0
+        else:  # the updated weights pass through the host in their own dtype, and each gradient through both
+            passing = BYTES[dtype] * stage.largest
+            host = masters + BYTES[dtype] * masters // FP32 + passing
         optimizer = 0
         host, nvme = (host + state.optimizer, 0) if candidate.offload == "cpu" else (host, state.optimizer)
     found = []
     for moment, (gradients, buffers, activations) in moments.items():
         gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)
-        parts = (weights + gathered, gradients + shared_sum, optimizer, activations, buffers)
+        parts = (weights + gathered, gradients + shared_sum, optimizer, activations, buffers + passing)
         lost = int(device.fragmentation * (activations + buffers + gathered))
         found.append(Memory(moment, *parts, lost, device.reserved_bytes, host, nvme))
     return max(found, key=lambda memory: memory.device_bytes)

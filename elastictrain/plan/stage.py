@@ -37,6 +37,8 @@ class Stage:
     by the last."""
     small: int
     """Elements in weights of at most PERSISTENT_ELEMENTS."""
+    largest: int
+    """Elements of the largest weight."""
 
 
 def stage_of(shape: ModelShape, candidate: Candidate, index: int) -> Stage:
@@ -62,7 +64,9 @@ def _stage(shape: ModelShape, pp: int, tp: int, ep: int, index: int) -> Stage:
         dense += final_norm + -(-(shape.head_parameters - final_norm) // tp)
     small = _small_elements(shape, num_layers, tp) + last * final_norm
     shared = table if shape.tie_embeddings and first != last else 0
-    return Stage(index, num_layers, first, last, dense, experts, first * table, tied, shared, small)
+    matrix = shape.hidden_size * max(shape.intermediate_size, shape.query_size) // tp
+    largest = max(matrix, table if first or last else 0)
+    return Stage(index, num_layers, first, last, dense, experts, first * table, tied, shared, small, largest)
 
 
 def heaviest(candidate: Candidate) -> tuple[int, ...]:

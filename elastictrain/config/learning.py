@@ -62,9 +62,9 @@ class TrainSection(Section):
     """Recompute each block's activations in the backward pass: less memory, a third more compute. None: only where
     `parallel.layout: auto` finds memory short."""
     compile: bool | None = None
-    """Whether torch.compile makes kernels of its own for the transformer's blocks (data parallelism and pipelines, ZeRO
-    0 to 2): faster steps for some seconds at each worker's start. None: in runs of 2,000 steps or more where there is a
-    compiler."""
+    """Whether torch.compile makes kernels of its own for a transformer's blocks, Hugging Face models' too (data
+    parallelism and pipelines, ZeRO 0 to 2): faster steps for some seconds at each worker's start. None: in runs of
+    2,000 steps or more where there is a compiler."""
     sample_tokens: int = Field(default=64, ge=0)
     """Tokens of the sample that the finished model writes; 0 for none."""
     sample_prompt: str = "def "

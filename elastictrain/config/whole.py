@@ -51,10 +51,10 @@ class TrainConfig(Section):
                 f"data.samples {self.data.samples} needs model.kind own, not {model.kind}, which learns text: leave "
                 "data.samples out, or set model.kind and model.workload"
             )
-        if self.train.compile and model.kind != "transformer":
+        if self.train.compile and model.kind == "own":
             raise ValueError(
-                f"train.compile true is for model.kind transformer, not {model.kind}: leave it out; a model of your "
-                "own can call torch.compile where it is made"
+                "train.compile true is not for model.kind own: leave it out; a model of your own can call "
+                "torch.compile where it is made"
             )
         problem = refusal(
             self.train.dtype,

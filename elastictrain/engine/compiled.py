@@ -2,7 +2,8 @@
 the order of sums, and the same dropout masks.
 
 Each block is compiled by itself, so one compilation serves them all, and those of every later engine of the process:
-it is done while a worker warms up, never in a step. So only layouts whose blocks lie whole in one rank are compiled
+it is done while a worker warms up, never in a step. What would have to be compiled then runs as it is: a layer of a
+kind that is not among a Hugging Face model's first, say. Only layouts whose blocks lie whole in one rank are compiled
 (data parallelism and pipelines, ZeRO 0 to 2), with the micro-batch that the worker has warmed up with; activation
 checkpointing calls the same kernels. What was compiled is kept in a folder that is the user's alone, for the processes
 that come after.
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from elastictrain.config import TrainConfig
@@ -34,7 +36,7 @@ def with_compile_decided(config: TrainConfig, device: Device) -> TrainConfig:
     wish = config.train.compile
     if wish is None:
         long = config.train.steps >= COMPILED_FROM_STEPS
-        wish = long and config.model.kind == "transformer" and _has_compiler(device)
+        wish = long and config.model.kind != "own" and _has_compiler(device)
     return config.compiling(wish)
 
 
@@ -57,6 +59,11 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     inductor.fallback_random = True  # torch's own dropout masks
     for block in blocks:
         block.compile(dynamic=False)
+
+
+def compile_no_more() -> None:
+    """Have this process use the kernels that it has; what they are not for runs as it is."""
+    torch.compiler.set_stance("eager_on_recompile")
 
 
 def _has_compiler(device: Device) -> bool:

@@ -45,7 +45,7 @@ from elastictrain.engine.zero_state import Piece, find_pieces, share, start_mome
 from elastictrain.plan.layout import Layout
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import PARTS, LogicalTensor, ShardIndex
-from elastictrain.workloads.base import Batch, SplitWorkload, Workload
+from elastictrain.workloads.base import Batch, RepeatingWorkload, Workload
 from elastictrain.workloads.outlined import with_memory
 from elastictrain.workloads.seeding import seed_draws
 
@@ -116,7 +116,7 @@ class ZeroEngine:
         workload = self._workload
         module = self._with_memory(workload.outline() if self._seed is None else workload.build(self._seed))
         if is_compiled(config, self._layout):
-            compile_blocks(cast(SplitWorkload, workload).blocks(module))
+            compile_blocks(cast(RepeatingWorkload, workload).blocks(module))
         return module
 
     def _with_memory(self, module: nn.Module) -> nn.Module:

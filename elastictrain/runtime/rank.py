@@ -21,7 +21,7 @@ from elastictrain.data.samples import RunData
 from elastictrain.data.stream import SampleStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
-from elastictrain.engine.compiled import with_compile_decided
+from elastictrain.engine.compiled import compile_no_more, with_compile_decided
 from elastictrain.engine.device import current_device
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.out_of_memory import is_out_of_memory
@@ -117,6 +117,7 @@ class RankProgram:
         except Exception as error:  # noqa: BLE001 - whatever compilers raise; the model's own comes again without
             self._config = self._config.compiling(False)
             return _NOT_COMPILED.format(f"{type(error).__name__}: {error}".splitlines()[0])
+        compile_no_more()
         return ""
 
     def _warm_up(self, zero_stage: int, samples: int) -> None:

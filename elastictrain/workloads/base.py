@@ -56,16 +56,20 @@ class Workload(Protocol):
         ...
 
 
-class SplitWorkload(Workload, Protocol):
+class RepeatingWorkload(Workload, Protocol):
+    """One whose model repeats a block."""
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """What a module of this workload repeats: one of them is called after the other, with alike inputs."""
+        ...
+
+
+class SplitWorkload(RepeatingWorkload, Protocol):
     """One whose model can be built in parts, which different ranks hold."""
 
     @property
     def shape(self) -> ModelShape:
         """The model's sizes, by which it is dealt out."""
-        ...
-
-    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
-        """What a module of this workload repeats: one of them is called after the other, with alike inputs."""
         ...
 
     @property

@@ -11,6 +11,7 @@ Cost: importing `transformers` takes seconds, which is why only this module and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,11 @@ class HuggingFaceModel(CausalLanguageModel):
             module.gradient_checkpointing_enable({"use_reentrant": False})
         _keep_buffers(module)
         return cast(nn.Module, module.train())
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """See `base.RepeatingWorkload.blocks`: what `transformers` itself would not have split over devices."""
+        kinds = set(cast(Any, module)._no_split_modules or ())
+        return [block for block in module.modules() if type(block).__name__ in kinds]
 
     def logits(self, module: nn.Module, tokens: Tensor) -> Tensor:
         """The model's logits, without a key-value cache."""

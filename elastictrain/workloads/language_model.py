@@ -92,7 +92,7 @@ class LanguageModel(CausalLanguageModel):
         return {"busiest_expert": busiest, "dropped_tokens": dropped}
 
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
-        """See `base.SplitWorkload.blocks`."""
+        """See `base.RepeatingWorkload.blocks`."""
         return cast(Transformer, module).blocks.values()
 
     def is_expert(self, name: str) -> bool:

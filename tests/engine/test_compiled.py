@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import Rank, run_team
-from training import train, train_config, workload
+from training import VOCAB_SIZE, micro_batch, train, train_config, workload
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
-from elastictrain.engine.compiled import COMPILED_FROM_STEPS, is_compiled, with_compile_decided
+from elastictrain.engine.compiled import COMPILED_FROM_STEPS, compile_no_more, is_compiled, with_compile_decided
 from elastictrain.engine.device import Device
+from elastictrain.engine.warm import WARM_LAYERS, warm
 from elastictrain.errors import ConfigError
 from elastictrain.plan.layout import Layout
+from elastictrain.workloads import build_workload
 
 CPU = Device(torch.device("cpu"), "gloo")
 STEPS = range(1, 5)
@@ -103,6 +105,41 @@ def test_long_runs_are_compiled_where_that_can_be(
     assert config.train.compile is compiles
 
 
+def a_language_model_of_transformers(me: Rank, folder: Path, kept: Path) -> Trained:
+    """Plain; then warmed up with its first layers as a worker does, and trained with all of them."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+    from torch._dynamo.utils import counters
+
+    plain = train_config(1, model={"kind": "huggingface", "path": str(folder)})
+    found: Trained = []
+    for config in (plain, plain.compiling(True)):
+        if config.train.compile:
+            _, batch = micro_batch(0, 0)
+            warm(build_workload(config, VOCAB_SIZE, WARM_LAYERS), config, 1, batch)
+            compile_no_more()
+            found.append(({}, counters["stats"]["unique_graphs"]))
+        group = me.group(len(found), [0])
+        group.form()
+        engine = build_engine(build_workload(config, VOCAB_SIZE), config, config.layout(1), group)
+        found.append((train(engine, config, 0, 1, STEPS), counters["stats"]["unique_graphs"]))
+        engine.close()
+        group.close()
+    return found
+
+
+def test_a_hugging_face_model_is_compiled_before_its_first_step(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    # the last layer attends to a window, as none of those that a worker warms up with
+    kinds = ["full_attention"] * 3 + ["sliding_attention"]
+    layers = {"num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 8, "use_sliding_window": True}
+    transformers.Qwen2Config(vocab_size=VOCAB_SIZE, attention_dropout=0.1, **sizes, **layers).save_pretrained(tmp_path)
+    [[plain, (_, graphs), compiled]] = run_team(1, a_language_model_of_transformers, tmp_path, tmp_path / "kept")
+    assert plain[1] == 0 < graphs
+    assert compiled[1] == graphs, "compiled in a step"
+    assert compiled[0] == pytest.approx(plain[0], abs=2e-4)
+
+
 def test_only_blocks_that_lie_whole_in_a_rank_are_compiled() -> None:
     config = TrainConfig().compiling(True)
     micro_batch = config.train.micro_batch
@@ -117,5 +154,5 @@ def test_only_blocks_that_lie_whole_in_a_rank_are_compiled() -> None:
 
 
 def test_a_model_of_ones_own_is_not_compiled() -> None:
-    with pytest.raises(ConfigError, match=r"train.compile true is for model.kind transformer, not own"):
+    with pytest.raises(ConfigError, match=r"train.compile true is not for model.kind own"):
         TrainConfig.load(None, ["model.kind=own", "model.workload=a.py:B", "train.compile=true"])

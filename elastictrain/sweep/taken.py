@@ -8,6 +8,8 @@ from typing import Any
 from elastictrain.runtime.slot_name import read_name
 from elastictrain.sweep.share import Taken
 
+WORKER_NEEDS = {"CPU", "GPU"}
+"""A group without any of them, as Ray Tune makes for each trial, takes no worker's place."""
 OTHERS = "other programs"
 """Whose placement groups have names that tell nothing."""
 
@@ -25,6 +27,6 @@ def taken_by_others(groups: Iterable[Mapping[str, Any]], nodes: Collection[str])
         of_name = next((node for node in nodes if node.startswith(name.ray_id)), "") if name else ""
         for bundle, demand in group["bundles"].items():
             node = group["bundles_to_node_id"].get(bundle, "")
-            if (node or of_name) in nodes:
+            if (node or of_name) in nodes and demand.keys() & WORKER_NEEDS:
                 found.append(Taken(f"run {name.run}" if name else OTHERS, node or of_name, demand, waits=not node))
     return found

@@ -26,6 +26,7 @@ def test_what_ordinary_runs_hold_and_wait_for_is_theirs() -> None:
         group(slot_name("sweep-1", 1, "10.0.0.1", A, is_trial=True), "", "PENDING"),
         group("train of somebody", B),
         group("", "", "PENDING"),
+        group("of Ray Tune", A) | {"bundles": {"0": {"node:10.0.0.1": 0.001}}},
     ]
     assert taken_by_others(groups, {A, B}) == [
         Taken("run mine", A, ONE, waits=False),

@@ -2,7 +2,8 @@
 
 The journal is written as a driver writes it, its events those of a run on two workers that loses one every so often.
 Then, each in a process of its own as a user's command is: reading it all, folding the report, the HTML of it, and what
-a driver reads before it can start anything. Seconds, and the most memory that the process held.
+a driver reads before it can start anything. Seconds, how many of them a processor worked on it (the same, on a machine
+with nothing else to do), and the most memory that the process held.
 
     python benchmarks/long_run.py                          a million steps; some minutes, 1 GB of disk
     python benchmarks/long_run.py --steps 100000 --json    fewer; one JSON object
@@ -99,14 +100,18 @@ PARTS = {
 
 def part(what: str, folder: Path) -> dict[str, float]:
     """In this process."""
-    base, begun = _most_bytes(), time.perf_counter()
+    base, begun, worked = _most_bytes(), time.perf_counter(), time.process_time()
     reader = JournalReader(folder)
     found = reader.events()
     if what != "read":
         report = build_report(found)
         if what == "html":
             render_html(report)
-    return {"seconds": time.perf_counter() - begun, "bytes": _most_bytes() - base}
+    return {
+        "seconds": time.perf_counter() - begun,
+        "processor_s": time.process_time() - worked,
+        "bytes": _most_bytes() - base,
+    }
 
 
 def events(num_steps: int) -> Iterator[Event]:
@@ -148,14 +153,20 @@ def _most_bytes() -> int:
 def told(result: dict[str, Any]) -> str:
     """For people."""
     rows = [
-        [PARTS[what], f"{found['seconds']:.1f} s", f"{found['bytes'] / 1e9:.2f} GB"]
+        [
+            PARTS[what],
+            *(f"{found[which]:.1f} s" for which in ("seconds", "processor_s")),
+            f"{found['bytes'] / 1e9:.2f} GB",
+        ]
         for what, found in result["parts"].items()
     ]
     head = (
         f"{result['steps']:,} steps, {result['events']:,} events, {result['bytes'] / 1e9:.2f} GB; "
         f"{result['append_us']:.0f} us to append one"
     )
-    return "\n".join([machine.line(result["machine"]), "", head, "", table(["", "time", "memory"], rows)])
+    return "\n".join(
+        [machine.line(result["machine"]), "", head, "", table(["", "time", "of a processor", "memory"], rows)]
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from elastictrain.runtime.errands import Errands
 from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
 from elastictrain.runtime.keeper import KeeperActor
 from elastictrain.runtime.protocol import KeeperInfo, KeeperTerms, WorkerInfo
+from elastictrain.runtime.slot_name import slot_name
 from elastictrain.runtime.worker import WorkerActor
 
 ZONE_LABEL = "ray.io/availability-zone"
@@ -267,7 +268,13 @@ class Fleet:
             return self._free_slots[node.name].pop()
         return placement_group(
             [self.demand],
-            name=f"{self.config.run.name}/slot-{next(iter(self._numbers))}-{node.name}",
+            name=slot_name(
+                self.config.run.name,
+                next(iter(self._numbers)),
+                node.name,
+                node.ray_id,
+                is_trial=self.allotment() is not None,
+            ),
             bundle_label_selector=[{"ray.io/node-id": node.ray_id}],
         )
 

@@ -1,5 +1,7 @@
 """Sweeps on one cluster that know of each other: each says what it could use and holds, and is told what it may use.
 
+What ordinary runs hold and wait for is read from the names of their slots: they need not know of sweeps.
+
 They meet at a named actor of the cluster, which takes no CPU, is started by the first of them and ends a minute after
 the last. It decides by `share.grant`, one sweep at a time. A sweep that has not been heard of for ten seconds is gone.
 Without the actor, or while it starts again, each goes on with what it was granted last; should two then want the same
@@ -11,15 +13,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import placement_group_table
 
 from elastictrain.sweep.share import Claim, grant
+from elastictrain.sweep.taken import taken_by_others
 
 NAMESPACE = "elastictrain/sweeps"
 GONE_S = 10.0
@@ -38,19 +42,22 @@ class Table:
         self._spoken = time.monotonic()
         threading.Thread(target=self._end_when_alone, name="alone", daemon=True).start()
 
-    def renew(self, name: str, claim: Claim) -> tuple[dict[str, int], dict[str, int]]:
-        """The slots by node that this sweep may use; and the workers that other sweeps could use, by their names."""
+    def renew(self, name: str, claim: Claim) -> tuple[dict[str, int], list[str]]:
+        """The slots by node that this sweep may use; and who else uses the cluster, or could, in words."""
         now = self._spoken = time.monotonic()
         self._heard[name] = now
         for gone in [other for other, at in self._heard.items() if now > at + GONE_S]:
             self.leave(gone)
         self._claims[name] = claim
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        granted = grant(self._claims, name, nodes)
+        taken = taken_by_others(placement_group_table().values(), nodes)
+        granted = grant(self._claims, name, nodes, taken)
         both = claim.held.keys() | granted.keys()
         held = {node: max(claim.held.get(node, 0), granted.get(node, 0)) for node in both}
         self._claims[name] = replace(claim, held=held)
-        return granted, {other: theirs.workers for other, theirs in self._claims.items() if other != name}
+        runs = {of.run for of in taken}
+        sweeps = [o.rstrip("/").rpartition("/")[2] for o, c in self._claims.items() if o != name and c.workers]
+        return granted, [*sorted(runs), *(f"sweep {sweep}" for sweep in sorted(sweeps))]
 
     def leave(self, name: str) -> None:
         """This sweep is over."""
@@ -64,7 +71,7 @@ class Table:
 
 
 class Neighbours:
-    """The other sweeps of the cluster, as one sweep sees them."""
+    """Who else uses the cluster, as one sweep sees it."""
 
     def __init__(self, name: str, tell: Callable[[str], None]) -> None:
         """`name` is the sweep's, unlike any other's on the cluster: its URI. `tell` hears of neighbours that matter."""
@@ -91,17 +98,16 @@ class Neighbours:
             if self._table is not None:
                 ray.get(self._table.leave.remote(self._name), timeout=ANSWER_S)
 
-    def _say(self, claim: Claim, others: Mapping[str, int]) -> None:
+    def _say(self, claim: Claim, others: Sequence[str]) -> None:
         number = sum(self._granted.values())
         if not claim.workers:
             return
-        names = ", ".join(sorted(name.rstrip("/").rpartition("/")[2] for name, workers in others.items() if workers))
-        told = f"the cluster is shared with sweep {names}: {number} of {claim.workers} workers" if names else ""
-        if number < claim.fewest and names:
+        told = f"the cluster is shared with {', '.join(others)}: {number} of {claim.workers} workers" if others else ""
+        if number < claim.fewest and others:
             told += f"; a trial needs {claim.fewest}, and waits for them"
         if told != self._told:
             self._told = told
-            self._tell(told or "the cluster is shared with no other sweep any more")
+            self._tell(told or "the cluster is shared with nobody any more")
 
 
 def _table() -> Any:

@@ -3,12 +3,13 @@
 `share` divides the budget: every trial gets its smallest legal number of workers, in order, then whoever has fewest is
 raised to its next legal number for as long as the budget lasts. `seat` gives these numbers places, and moves as few
 workers as it can. Both are O(budget x trials). `grant` divides a cluster among sweeps by the same rule, in the order in
-which they came, and takes nothing that another sweep has not given up yet.
+which they came, and takes nothing that another sweep has not given up yet. Ordinary runs go first: what they hold is no
+sweep's, and what they wait for is given up to them, down to what one trial of each sweep needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Seats = Mapping[str, Mapping[str, int]]
@@ -73,25 +74,51 @@ class Claim:
     """Its slots by node, until it says otherwise."""
 
 
-def grant(claims: Mapping[str, Claim], name: str, nodes: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What somebody who is no sweep holds on a node, or waits for there."""
+
+    run: str
+    node: str
+    demand: Mapping[str, float]
+    waits: bool
+
+
+def grant(
+    claims: Mapping[str, Claim], name: str, nodes: Mapping[str, Mapping[str, float]], taken: Sequence[Taken] = ()
+) -> dict[str, int]:
     """Slots by node that this sweep may use now; `nodes` has the resources of each, whoever uses them.
 
     Workers of all sweeps count alike, whatever they demand.
     """
     own = claims[name]
-    others = [claim for other, claim in claims.items() if other != name]
-    whole = {node: _slots(resources, own.demand) for node, resources in nodes.items()}
+    others = [(n, claim.demand, held) for o, claim in claims.items() if o != name for n, held in claim.held.items()]
+    lost = [(t.node, t.demand, 1) for t in taken if not t.waits]
+    awaited = [(t.node, t.demand, 1) for t in taken if t.waits]
+    whole, left = (sum(_free(nodes, own.demand, used).values()) for used in (lost, lost + awaited))
     sizes = {other: range(max(claim.fewest, 1), claim.workers + 1) for other, claim in claims.items()}
-    part = share(sum(whole.values()), sizes)[name]
-    free = {node: _slots(_left(node, resources, others), own.demand) for node, resources in nodes.items()}
+    kept = sum(share(whole, {other: legal[:1] for other, legal in sizes.items()}).values())
+    part = share(max(left, kept), sizes)[name]
+    free = _free(nodes, own.demand, lost + awaited + others)
+    room = _free(nodes, own.demand, lost + others)
+    for node in sorted(nodes, key=lambda n: -own.held.get(n, 0)):  # what one trial needs is not given up
+        missing = min(part, own.fewest) - sum(free.values())
+        free[node] += max(min(missing, room[node] - free[node]), 0)
     return {node: slots for node, slots in seat({name: part}, free, {name: own.held})[name].items() if slots}
 
 
-def _left(node: str, resources: Mapping[str, float], others: Sequence[Claim]) -> dict[str, float]:
-    return {
-        kind: amount - sum(claim.held.get(node, 0) * claim.demand.get(kind, 0.0) for claim in others)
-        for kind, amount in resources.items()
-    }
+def _free(
+    nodes: Mapping[str, Mapping[str, float]],
+    demand: Mapping[str, float],
+    used: Iterable[tuple[str, Mapping[str, float], int]],
+) -> dict[str, int]:
+    """Slots by node beside what is used there: node, demand, and how many times."""
+    left = {node: dict(resources) for node, resources in nodes.items()}
+    for node, of_each, number in used:
+        for kind, amount in of_each.items():
+            if node in left:
+                left[node][kind] = left[node].get(kind, 0.0) - number * amount
+    return {node: _slots(resources, demand) for node, resources in left.items()}
 
 
 def _slots(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from elastictrain.events import Event, FailureDetected, GenerationStarted, RunEnded, RunStarted, StepCommitted
 from elastictrain.tracking.event_log import View
+from elastictrain.tracking.step_times import StepTime, TimedEvent, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def split_attempts(events: Sequence[Event], now: float | None = None) -> list[At
     ended_at: list[float] = []
     endings: list[RunEnded | None] = []
     trained = 0
-    for place, event in enumerate(events):
+    for place, event in enumerate(times(events)):
         if isinstance(event, RunStarted):
             groups.append(array("q"))
             others.append([])
@@ -46,21 +47,21 @@ def split_attempts(events: Sequence[Event], now: float | None = None) -> list[At
         elif isinstance(event, GenerationStarted):
             trained = len(groups) - 1
         if groups:
-            group = trained if isinstance(event, StepCommitted) else -1
+            group = trained if isinstance(event, StepTime) else -1
             groups[group].append(place)
             ended_at[group] = max(ended_at[group], latest(event))
-            if not isinstance(event, StepCommitted):
+            if not isinstance(event, StepTime):
                 others[group].append(event)
             if isinstance(event, RunEnded):
                 endings[group] = event
     if now is not None and groups and endings[-1] is None:
         ended_at[-1] = max(ended_at[-1], now)
-    times = zip(begun_at, ended_at, endings)
-    return [Attempt(View(events, g), o, *rest) for g, o, rest in zip(groups, others, times)]
+    clocks = zip(begun_at, ended_at, endings)
+    return [Attempt(View(events, g), o, *rest) for g, o, rest in zip(groups, others, clocks)]
 
 
-def latest(event: Event) -> float:
+def latest(event: TimedEvent) -> float:
     """The latest moment that it tells of."""
-    if isinstance(event, StepCommitted):
+    if isinstance(event, StepTime | StepCommitted):
         return max(event.at, event.finished_at)
     return max(event.at, event.detected_at) if isinstance(event, FailureDetected) else event.at

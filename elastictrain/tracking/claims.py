@@ -18,9 +18,9 @@ from elastictrain.events import (
     Evaluated,
     FailureDetected,
     GenerationStarted,
-    StepCommitted,
 )
 from elastictrain.tracking.attempts import Attempt
+from elastictrain.tracking.step_times import StepTime, times
 
 CLAIMS = (
     "down",
@@ -52,8 +52,8 @@ class _Steps:
     def __init__(self, attempt: Attempt) -> None:
         self.places, self.generations = array("q"), array("q")
         self.begun_at, self.finished_at = array("d"), array("d")
-        for place, event in zip(attempt.events.places, attempt.events):
-            if isinstance(event, StepCommitted):
+        for place, event in zip(attempt.events.places, times(attempt.events)):
+            if isinstance(event, StepTime):
                 self.places.append(place)
                 self.generations.append(event.generation)
                 self.begun_at.append(event.begun_at)

@@ -1,7 +1,7 @@
 """The run over its wall time as SVG (pure): where each moment went, how fast it trained, with how many workers.
 
-Three strips over one axis of time, from the report's `timeline` and `generations`; about 15 KB whatever the run's
-length. Colours come from CSS classes, as in `chart`.
+Three strips over one axis of time, from the report's `timeline` and `generations`; at most some
+150 KB whatever the run's length. Colours come from CSS classes, as in `chart`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from elastictrain.tracking.scale import ticks
+from elastictrain.tracking.scale import gather, ticks
 from elastictrain.tracking.wording import count_text, seconds_text
 
 STACK = (
@@ -153,20 +153,24 @@ def _speed(rates: list[float], strip: Strip, axis: TimeAxis) -> str:
 def _sizes(report: dict[str, Any], strip: Strip, axis: TimeAxis) -> Iterator[str]:
     generations = sorted(report["generations"], key=lambda g: g["at_s"])
     ends = [*(g["at_s"] for g in generations[1:]), report["wall_s"]]
-    for generation, end_s in zip(generations, ends):
+    for together in gather([*zip(generations, ends)], lambda found: axis.x(found[0]["at_s"])):
+        generation, (_, end_s) = together[0][0], together[-1]
         left, right = axis.x(generation["at_s"]), axis.x(end_s)
-        top = strip.y(generation["world_size"])
         title = f"generation {generation['index']}: {count_text(generation['world_size'], 'worker')}"
-        yield (
-            f'<rect class="world" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 0.5):.1f}" '
-            f'height="{strip.bottom - top:.1f}"><title>{escape(title + ": " + generation["cause"])}</title></rect>'
-        )
+        title += f": {generation['cause']}" + (f", and {len(together) - 1} more" if together[1:] else "")
+        for size in sorted({pick(g["world_size"] for g, _ in together) for pick in (min, max)}):
+            top = strip.y(size)
+            yield (
+                f'<rect class="world" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 0.5):.1f}" '
+                f'height="{strip.bottom - top:.1f}"><title>{escape(title)}</title></rect>'
+            )
 
 
 def _failures(report: dict[str, Any], top: float, bottom: float, axis: TimeAxis) -> Iterator[str]:
-    for failure in report["failures"]:
+    for failure, *more in gather(report["failures"], lambda f: axis.x(f["at_s"])):
         x = axis.x(failure["at_s"])
         title = f"{seconds_text(failure['at_s'])}: {failure['kind']}, {failure['cause']['message']}"
+        title += f"; and {len(more)} more" if more else ""
         yield (
             f'<g class="failure"><title>{escape(title)}</title>'
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/></g>'

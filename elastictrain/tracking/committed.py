@@ -16,6 +16,7 @@ from typing import cast
 from elastictrain.events import CheckpointRemoved, CheckpointWritten, Event, GenerationStarted, StepCommitted
 from elastictrain.state.manifest import Manifest
 from elastictrain.tracking.event_log import View
+from elastictrain.tracking.step_times import StepTime, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ def committed_steps(events: Sequence[Event]) -> Committed:
             undone.append(standing.pop())
 
     whole, places = (events.whole, events.places) if isinstance(events, View) else (events, range(len(events)))
-    for place, event in zip(places, events):
+    for place, event in zip(places, times(events)):
         if isinstance(event, GenerationStarted):
             roll_back(event.first_step)
-        elif isinstance(event, StepCommitted):
+        elif isinstance(event, StepTime):
             roll_back(event.step)
             standing.append(place)
             steps.append(event.step)

@@ -17,7 +17,8 @@ from elastictrain.config import flatten
 from elastictrain.tracking.chart import loss_chart
 from elastictrain.tracking.clock_chart import clock_chart
 from elastictrain.tracking.heat_map import heat_map, heat_range
-from elastictrain.tracking.memory_chart import memory_chart
+from elastictrain.tracking.memory_chart import MAX_MEASURED, memory_chart
+from elastictrain.tracking.scale import MAX_POINTS
 from elastictrain.tracking.wording import (
     bytes_text,
     count_text,
@@ -140,7 +141,23 @@ def _curve(report: Report) -> str:
     )
     legend = "".join(f'<span><i class="{line}"></i>{name}</span>' for line, name in lines)
     wide, narrow = loss_chart(report, 1040, 430), loss_chart(report, 380, 340)
-    return _card("Loss, and what happened on the way", _both(wide, narrow) + _legend(legend))
+    return _card(
+        "Loss, and what happened on the way",
+        _both(wide, narrow)
+        + _legend(legend)
+        + _thinned(len(report["loss"]), MAX_POINTS, "steps", ", and those beside failures and new generations"),
+    )
+
+
+def _thinned(number: int, limit: int, what: str, also: str = "") -> str:
+    """What the line under it leaves out, where it can't have a point for each."""
+    if number <= limit:
+        return ""
+    together = f"{2 * number / limit:,.1f}".removesuffix(".0")
+    return (
+        f'<p class="quiet">A point stands for several {what}: of every {together}, the lowest and the highest are drawn'
+        f"{also}.</p>"
+    )
 
 
 def _ledger(report: Report) -> str:
@@ -215,7 +232,10 @@ def _memory(report: Report) -> str:
         f'<span><i class="{line}"></i>{name}</span>' for line, name in lines
     )
     charts = _both(memory_chart(report, 1040, 260), memory_chart(report, 380, 240))
-    return _card(f"Memory of the ranks: {_fullest(report)}", charts + _legend(legend))
+    return _card(
+        f"Memory of the ranks: {_fullest(report)}",
+        charts + _legend(legend) + _thinned(len(report["rank_memory"]), MAX_MEASURED, "measurements"),
+    )
 
 
 def _fullest(report: Report) -> str:

@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from elastictrain.events import CheckpointWritten, Event, GenerationStarted, RunStarted, SlotsHeld, StepCommitted, Waits
+from elastictrain.events import CheckpointWritten, Event, GenerationStarted, RunStarted, SlotsHeld, StepCommitted
 from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.claims import CLAIMS, Span, claims_of
 from elastictrain.tracking.committed import Committed, committed_steps
+from elastictrain.tracking.step_times import StepTime, timer, times, waits_of
 
 BUCKETS = (
     "down",
@@ -49,6 +50,7 @@ PRODUCTIVE = ("compute", "communication")
 """What steps that stand are made of."""
 
 _US = 1_000_000
+_RANK = {claim: rank for rank, claim in enumerate(CLAIMS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +129,21 @@ def _between(
     claims.add(Span(a.ended_at, b.begun_at, "down") for a, b in pairwise(attempts))
     sizes, held = _Sizes(others), _Held(others)
     saved = {event.step for event in others if isinstance(event, CheckpointWritten)}
-    run: list[Counter[str]] = [Counter() for _ in edges[1:]]
-    workers: list[Counter[str]] = [Counter() for _ in edges[1:]]
-    part = 0
+    run = [dict.fromkeys(BUCKETS, 0) for _ in edges[1:]]
+    workers = [dict.fromkeys(BUCKETS, 0) for _ in edges[1:]]
+    part, look = 0, timer(cast(Sequence[Event], steps.standing.whole))
     for piece in claims.cut([*edges, *sizes.changes, *held.changes]):
         while piece.start >= edges[part + 1]:
             part += 1
         size = sizes.at(piece.start)
-        step = steps.standing.whole[piece.place] if piece.place >= 0 else None
+        step = look(piece.place) if piece.place >= 0 else None
+        assert step is None or isinstance(step, StepTime)
         for bucket, us in _divided(piece, step, saved):
             run[part][bucket] += us
             workers[part][bucket] += us * size
         if piece.claim != "down":
             workers[part]["spare"] += (piece.stop - piece.start) * max(held.at(piece.start) - size, 0)
-    return [_of_counts(*counts) for counts in zip(run, workers)]
+    return [Goodput(*counts) for counts in zip(run, workers)]
 
 
 def total(parts: Iterable[Goodput]) -> Goodput:
@@ -152,20 +155,15 @@ def total(parts: Iterable[Goodput]) -> Goodput:
     return _of_counts(run, workers)
 
 
-def waits_of(step: StepCommitted) -> Waits:
-    """What the step's ranks waited for; from the longest waits where nothing else was told."""
-    return step.waits or Waits(step.data_wait_s, 0.0, step.snapshot_stall_s)
-
-
 def productive_s(step: StepCommitted) -> float:
     """The part of a step that is `PRODUCTIVE`: what tokens/s count everywhere, in the run's state and its report."""
     waits = waits_of(step)
     return max(step.finished_at - step.begun_at - waits.data_s - waits.snapshot_s, 0.0)
 
 
-def stalls(events: Iterable[Event], saved: Container[int]) -> dict[int, float]:
+def stalls(events: Sequence[Event], saved: Container[int]) -> dict[int, float]:
     """Longest wait of a rank for the copies of the state after each of these steps, in seconds: what saving it cost."""
-    return {e.step - 1: e.snapshot_stall_s for e in events if isinstance(e, StepCommitted) and e.step - 1 in saved}
+    return {e.step - 1: e.snapshot_stall_s for e in times(events) if isinstance(e, StepTime) and e.step - 1 in saved}
 
 
 def _of_counts(run: Counter[str], workers: Counter[str]) -> Goodput:
@@ -226,7 +224,7 @@ class _Claims:
                 self._starts.append(start)
                 self._stops.append(stop)
                 self._places.append(span.place)
-                self._claims.append(CLAIMS.index(span.claim))
+                self._claims.append(_RANK[span.claim])
 
     def cut(self, more_cuts: Iterable[int]) -> Iterator[_Piece]:
         """The pieces of the time, in order, each with the strongest claim on it; that which ends first, of equals."""
@@ -247,10 +245,11 @@ class _Claims:
                 heapq.heappop(stops)
             while cuts[cut] <= at:
                 cut += 1
-            nexts = [cuts[cut], *stops[:1]]
-            if waiting < len(order):
-                nexts.append(self._starts[order[waiting]])
-            stop = min(nexts)
+            stop = cuts[cut]
+            if stops and stops[0] < stop:
+                stop = stops[0]
+            if waiting < len(order) and self._starts[order[waiting]] < stop:
+                stop = self._starts[order[waiting]]
             if open_claims:
                 rank, _, number = open_claims[0]
                 yield _Piece(at, stop, CLAIMS[rank], self._places[order[number]])
@@ -259,7 +258,7 @@ class _Claims:
             at = stop
 
 
-def _divided(piece: _Piece, step: StepCommitted | None, saved: Container[int]) -> Iterator[tuple[str, int]]:
+def _divided(piece: _Piece, step: StepTime | None, saved: Container[int]) -> Iterator[tuple[str, int]]:
     """The piece's time by bucket: a step's by its waits, the rest of which is computing.
 
     Before its update a step waits for the copies of the state before it: in a keeper, and for it if that was `saved`.
@@ -268,9 +267,8 @@ def _divided(piece: _Piece, step: StepCommitted | None, saved: Container[int]) -
     if step is None:
         yield piece.claim, left
         return
-    waits = waits_of(step)
     copying = "checkpoint_stall" if step.step - 1 in saved else "snapshot_stall"
-    waited = (("data_wait", waits.data_s), (copying, waits.snapshot_s), ("communication", waits.peers_s))
+    waited = (("data_wait", step.data_s), (copying, step.snapshot_s), ("communication", step.peers_s))
     step_s = max(step.finished_at - step.begun_at, 1e-6)
     for bucket, seconds in waited:
         us = min(left, round((piece.stop - piece.start) * min(max(seconds, 0.0) / step_s, 1.0)))

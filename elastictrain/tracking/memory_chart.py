@@ -14,7 +14,7 @@ from elastictrain.tracking.clock_chart import Strip, TimeAxis, grid
 from elastictrain.tracking.scale import downsample, ticks
 from elastictrain.tracking.wording import bytes_text
 
-MAX_POINTS = 1000
+MAX_MEASURED = 1000
 """Of each edge of the band."""
 
 
@@ -51,7 +51,7 @@ def _planned(report: dict[str, Any]) -> Iterator[tuple[float, float, int]]:
 
 def _used(measured: list[dict[str, Any]], strip: Strip, axis: TimeAxis) -> Iterator[str]:
     def edge(pick: Callable[[list[int]], int]) -> list[str]:
-        points = downsample([(m["at_s"], float(pick(m["bytes"]))) for m in measured], MAX_POINTS)
+        points = downsample([(m["at_s"], float(pick(m["bytes"]))) for m in measured], MAX_MEASURED)
         return [f"{axis.x(at_s):.1f},{strip.y(value):.1f}" for at_s, value in points]
 
     least, most = edge(min), edge(max)

@@ -20,7 +20,8 @@ from elastictrain.events import (
     StepCommitted,
 )
 from elastictrain.status import Status
-from elastictrain.tracking.ledger import Goodput, waits_of
+from elastictrain.tracking.ledger import Goodput
+from elastictrain.tracking.step_times import waits_of
 
 Unit = Literal["", "s", "tokens/s", "ratio", "bytes"]
 

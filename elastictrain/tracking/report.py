@@ -31,7 +31,6 @@ from elastictrain.events import (
     RanksTimed,
     Recovered,
     RunStarted,
-    StepCommitted,
     StragglerFound,
     Warned,
 )
@@ -40,6 +39,7 @@ from elastictrain.tracking.committed import committed_steps
 from elastictrain.tracking.event_log import View
 from elastictrain.tracking.ledger import Goodput, of_attempts, stalls, total
 from elastictrain.tracking.redact import redact, redact_all
+from elastictrain.tracking.step_times import StepTime, times
 from elastictrain.tracking.timeline import PARTS, Spread, timeline
 from elastictrain.tracking.trained import Trained
 
@@ -240,14 +240,14 @@ def _lost_steps(attempts: Sequence[Attempt]) -> int:
     last_step = 0
     for attempt in attempts:
         resuming, driver_lost, undone = True, False, 0
-        for event in attempt.events:
+        for event in times(attempt.events):
             if isinstance(event, FailureDetected) and event.kind == DRIVER_LOST:
                 driver_lost = True
             elif isinstance(event, GenerationStarted):
                 undone = max(last_step - event.first_step + 1, 0) if resuming else undone
                 lost += undone if resuming else 0
                 last_step, resuming = event.first_step - 1, False
-            elif isinstance(event, StepCommitted):
+            elif isinstance(event, StepTime):
                 last_step = event.step
             elif isinstance(event, Recovered):
                 lost += max(event.lost_steps - undone, 0) if driver_lost else event.lost_steps

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MAX_POINTS = 2000
+"""Of a line."""
+MAX_MARKS = 400
+"""Of one kind of event: two or three pixels of a wide picture."""
 STRIP_HEIGHT = 44
 ROW_HEIGHT = 20
 MAX_ROWS = 3
@@ -41,8 +47,11 @@ class Frame:
         return self.bottom - (loss - self.low) / (self.high - self.low) * (self.bottom - self.top)
 
 
-def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` points that keep the first, the last, and each bucket's lowest and highest."""
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS, beside: Container[float] = ()) -> list[Point]:
+    """At most `limit` finite points that keep the first, the last, and each bucket's lowest and highest.
+
+    More are those whose x is in `beside`, and the first of each bucket's that is not finite: the line breaks there.
+    """
     if len(points) <= limit:
         return list(points)
     kept = [points[0]]
@@ -50,9 +59,23 @@ def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     inner = points[1:-1]
     for b in range(buckets):
         bucket = inner[b * len(inner) // buckets : (b + 1) * len(inner) // buckets]
-        ends = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
-        kept += sorted(ends)
+        finite = [p for p in bucket if math.isfinite(p[1])]
+        ends = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} if finite else set()
+        breaks = next(([p] for p in bucket if not math.isfinite(p[1])), [])
+        kept += sorted(ends.union(breaks, (p for p in finite if p[0] in beside)), key=lambda p: p[0])
     return [*kept, points[-1]]
+
+
+def gather(items: Sequence[T], x: Callable[[T], float], limit: int = MAX_MARKS) -> list[list[T]]:
+    """At most `limit` groups, from left to right: each alone while that is enough, else those that lie together."""
+    ordered = sorted(items, key=x)
+    if len(ordered) <= limit:
+        return [[item] for item in ordered]
+    left, right = x(ordered[0]), x(ordered[-1])
+    groups: dict[int, list[T]] = defaultdict(list)
+    for item in ordered:
+        groups[min(int((x(item) - left) / (right - left or 1.0) * limit), limit - 1)].append(item)
+    return [*groups.values()]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -17,10 +17,12 @@ from typing import Any
 import psutil
 import ray
 from product import MARK, TINY, Product, Running, mlflow_run
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from elastictrain.cli.runs import StoredRun
 from elastictrain.config import TrainConfig
 from elastictrain.events import CheckpointWritten, GenerationStarted
+from elastictrain.runtime.slot_name import slot_name
 from elastictrain.storage import Storage
 from elastictrain.sweep.launch import STOPPED, TRIAL
 from elastictrain.sweep.neighbours import Neighbours
@@ -88,8 +90,17 @@ def test_a_run_takes_and_gives_up_workers_as_it_is_told(product: Product) -> Non
     assert not [warning for warning in report["warnings"] if warning["topic"] == "room"]
 
 
-def test_two_sweeps_share_a_cluster_by_rule(small_cluster: Any, tmp_path: Path) -> None:
-    """Two slots: the first sweep has both until another comes, and again when that has ended or is not heard of."""
+def _slot(node: dict[str, Any], is_trial: bool) -> PlacementGroup:
+    """As a run reserves one, which waits where there is no room."""
+    name = slot_name("mine", 0, "somewhere", node["NodeID"], is_trial=is_trial)
+    slot = placement_group([{"CPU": 1}], name=name, bundle_label_selector=[{"ray.io/node-id": node["NodeID"]}])
+    if is_trial:
+        ray.get(slot.ready(), timeout=30)
+    return slot
+
+
+def test_sweeps_share_a_cluster_by_rule_with_each_other_and_with_runs(small_cluster: Any, tmp_path: Path) -> None:
+    """Two slots: the first sweep has both until another comes, and again when that has ended; a run goes before it."""
     small_cluster.wait_for_nodes()
     ray.init(small_cluster.address, logging_level="error", log_to_driver=False)
     told: dict[str, list[str]] = {"first": [], "second": []}
@@ -125,7 +136,20 @@ def test_two_sweeps_share_a_cluster_by_rule(small_cluster: Any, tmp_path: Path) 
         }
         second._neighbours.leave()
         follow(lambda: slots("first") == 2, first)
-        assert told["first"][1:] == ["the cluster is shared with no other sweep any more"]
+        assert told["first"][1:] == ["the cluster is shared with nobody any more"]
+        trials, mine = ([_slot(node, is_trial) for node in ray.nodes()] for is_trial in (True, False))
+        follow(lambda: slots("first") == 1, first)  # both are awaited, and a trial needs one
+        for slot in trials:
+            remove_placement_group(slot)
+        follow(lambda: slots("first") == 0, first)
+        for slot in mine:
+            remove_placement_group(slot)
+        follow(lambda: slots("first") == 2, first)
+        assert told["first"][2:] == [
+            "the cluster is shared with run mine: 1 of 2 workers",
+            "the cluster is shared with run mine: 0 of 2 workers; a trial needs 1, and waits for them",
+            "the cluster is shared with nobody any more",
+        ]
     finally:
         ray.shutdown()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastictrain.sweep.share import Claim, grant, seat, share
+from elastictrain.sweep.share import Claim, Taken, grant, seat, share
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True).map(sorted)
 TRIALS = st.dictionaries(st.sampled_from("abcdef"), SIZES, max_size=6)
@@ -84,3 +84,44 @@ def test_sweeps_share_a_cluster_and_never_a_slot(
             assert sum(claim.held.get(node, 0) for claim in claims.values()) <= count
     shares = share(sum(slots), {name: range(wanted[name][1], wanted[name][0] + 1) for name in claims})
     assert {name: sum(claim.held.values()) for name, claim in claims.items()} == shares
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_an_ordinary_run_goes_first_but_for_one_trial_of_each_sweep(
+    wanted: dict[str, tuple[int, int]], slots: list[tuple[int, int]], sweeps_are_first: bool
+) -> None:
+    """A run takes what is free of what it wants on each node, and waits for the rest; sweeps renew in turns."""
+    nodes = {f"n{number}": {"CPU": 2.0 * count} for number, (count, _) in enumerate(slots)}
+    room = {f"n{number}": count for number, (count, _) in enumerate(slots)}
+    wants = {f"n{number}": min(count, want) for number, (count, want) in enumerate(slots)}
+    claims = {name: Claim(max(most, least), least, {"CPU": 2.0}, {}) for name, (most, least) in wanted.items()}
+    run = dict.fromkeys(nodes, 0)
+
+    def turns(wants: dict[str, int]) -> None:
+        for name in 5 * [*claims]:
+            for node, count in room.items():
+                free = count - run[node] - sum(claim.held.get(node, 0) for claim in claims.values())
+                assert free >= 0
+                run[node] += min(free, wants[node] - run[node])
+            taken = [Taken("run", n, {"CPU": 2.0}, k >= run[n]) for n, want in wants.items() for k in range(want)]
+            claims[name] = replace(claims[name], held=grant(claims, name, nodes, taken))
+
+    if sweeps_are_first:
+        turns(dict.fromkeys(nodes, 0))
+    before = dict(claims)
+    turns(wants)
+    held = {name: sum(claim.held.values()) for name, claim in claims.items()}
+    left = sum(room.values()) - sum(wants.values())
+    kept = share(sum(room.values()), {name: [claim.fewest] for name, claim in claims.items()})
+    assert sum(wants.values()) - sum(run.values()) <= max(sum(kept.values()) - left, 0)
+    assert sum(held.values()) <= max(left, sum(kept.values()))
+    for name, claim in claims.items():
+        assert not before[name].held or held[name] >= claim.fewest, "no sweep loses its last trial"
+    if not sweeps_are_first:
+        sizes = {name: range(claim.fewest, claim.workers + 1) for name, claim in claims.items()}
+        assert run == wants
+        assert held == share(left, sizes)

@@ -10,6 +10,7 @@ from elastictrain.events import StepCommitted, Waits
 from elastictrain.tracking.event_log import EventLog, View
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.report import build_report
+from elastictrain.tracking.step_times import StepTime, times
 
 WAITS = Waits(0.01, 0.02, 0.03)
 
@@ -29,6 +30,15 @@ def test_every_event_comes_out_as_it_went_in() -> None:
         assert log == events
         assert [*reversed(log)] == events[::-1]
         assert (log[3:9], log[-1], len(log)) == (events[3:9], events[-1], len(events))
+
+
+def test_the_times_of_packed_steps_are_those_of_the_steps() -> None:
+    events = [*packable({"busiest_expert": 1.5}), *Story().start().generation().steps(2).events]
+    told = [*times(events)]
+    assert [*times(EventLog(events))] == told
+    assert [*times(View(EventLog(events), range(9, 4, -1)))] == told[9:4:-1]
+    timed, step = next((t, e) for t, e in zip(told, events) if isinstance(e, StepCommitted))
+    assert timed == (*(getattr(step, name) for name in StepTime._fields[:6]), 0.01, 0.02, 0.03)
 
 
 def test_the_report_of_packed_events_is_the_same() -> None:

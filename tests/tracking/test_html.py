@@ -13,14 +13,14 @@ from example_events import Story, full_story
 from hypothesis import given
 
 from elastictrain.events import Cause, Warned
-from elastictrain.tracking.chart import standalone_svg
+from elastictrain.tracking.chart import loss_chart, standalone_svg
 from elastictrain.tracking.clock_chart import STACK, clock_chart
 from elastictrain.tracking.heat_map import heat_map
 from elastictrain.tracking.html import LEDGER, render_html
 from elastictrain.tracking.ledger import BUCKETS
 from elastictrain.tracking.memory_chart import memory_chart
 from elastictrain.tracking.report import build_report
-from elastictrain.tracking.scale import MAX_POINTS, downsample, ticks
+from elastictrain.tracking.scale import MAX_POINTS, downsample, gather, ticks
 from elastictrain.tracking.wording import bytes_text, count_text, seconds_text
 
 VOID = {"meta", "br"}
@@ -114,7 +114,47 @@ def test_a_long_run_stays_a_small_file() -> None:
     for _ in range(20):
         story.steps(500).kill().recover()
     report = build_report(story.events)
-    assert len(render_html(report)) < 250_000
+    page = render_html(report)
+    assert len(page) < 250_000
+    assert "A point stands for several steps: of every 10, the lowest" in page
+    assert "A point stands" not in render_html(build_report(Story().start().generation().steps(9).events))
+
+
+def test_the_curve_has_as_many_points_whatever_the_length_and_the_losses() -> None:
+    """Losses that are NaN every so often cut it into pieces, and more events than pixels are marked together."""
+
+    def drawn(steps: int) -> str:
+        report = build_report(Story().start().generation(world_size=4).steps(1).kill().recover().events)
+        report["steps"] = steps
+        report["loss"] = [[n, math.nan if n % 7 == 0 else 2 + math.sin(n)] for n in range(1, steps + 1)]
+        report["loss"][steps // 2][1] = 99.0
+        for kind, at, every in (
+            ("failures", "step", 20),
+            ("generations", "first_step", 20),
+            ("checkpoints", "step", 5),
+        ):
+            one = report[kind][0] if report[kind] else {"bytes": 1, "removed": False}
+            report[kind] = [one | {at: n, "world_size": 1 + (n == 401)} for n in range(1, steps, every)]
+        return loss_chart(report, 1040, 430)
+
+    short, long = drawn(9_000), drawn(36_000)
+    assert len(long) < 1.2 * len(short) < 600_000
+    for text, most in (('class="curve"', 1000), ('class="failure"', 400), ('class="checkpoint"', 400)):
+        assert 100 < long.count(text) <= most
+    assert long.count(",") < 10_000
+    lines = [[p.split(",") for p in found.split()] for found in re.findall(r'class="curve" points="([^"]+)"', long)]
+    highest, second, *_ = sorted(float(y) for line in lines for _, y in line)
+    assert second > highest + 100, "the spike is there"
+    heights = {float(h) for h in re.findall(r'class="world"[^>]* height="([\d.]+)"', long)}
+    assert heights == {22.0, 44.0}, "the one larger group is seen"
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 20))
+def test_marks_are_gathered_only_where_they_are_too_many(places: list[int], limit: int) -> None:
+    groups = gather(places, float, limit)
+    assert len(groups) <= max(limit, 0 if places else 1)
+    assert [place for group in groups for place in group] == sorted(places)
+    assert len(places) > limit or all(len(group) == 1 for group in groups)
 
 
 def test_the_picture_is_a_file_of_its_own() -> None:
@@ -195,12 +235,13 @@ def test_fewer_points_keep_the_ends_and_the_extremes(values: list[float], limit:
     assert max(v for _, v in kept) == max(values)
 
 
-def test_a_spike_in_a_hundred_thousand_steps_is_kept() -> None:
+def test_a_spike_and_a_gap_and_what_is_asked_for_in_a_hundred_thousand_steps_are_kept() -> None:
     points = [(float(i), 1.0) for i in range(100_000)]
     points[54_321] = (54_321.0, 99.0)
-    kept = downsample(points)
-    assert (54_321.0, 99.0) in kept
-    assert len(kept) <= MAX_POINTS
+    points[54_330] = (54_330.0, math.inf)
+    kept = downsample(points, beside={54_350, 54_351})
+    assert {points[n] for n in (54_321, 54_330, 54_350, 54_351)} <= set(kept)
+    assert len(kept) <= MAX_POINTS + 3
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 10))

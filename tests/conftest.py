@@ -20,6 +20,11 @@ settings.register_profile("dozens", deadline=None)
 # that embeds its own cluster is another process, and makes one.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+# Every process of a test inherits these, and there are hundreds. Models are tiny: a second thread only waits for the
+# first, at the price of the core that another process could have. And what torch and pydantic would look for in the
+# metadata of every installed package is not there.
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:

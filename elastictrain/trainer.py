@@ -2,6 +2,8 @@
 
 storage, lock, config of the run -> corpus -> cluster -> token shards -> supervisor -> last checkpoint -> evaluation
 -> report
+
+A driver of a run that learns text does without torch, which costs 2 s to import.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.prepare import prepare
-from elastictrain.data.samples import look_at_named, refuse_other_samples
 from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, UserCodeError
 from elastictrain.events import (
     Cause,
@@ -128,7 +129,10 @@ class ElasticTrainer:
             if not (self._home.folder / REPORT).exists():  # its driver died after the last step
                 write_report(self._home, earlier, self._progress.on_event if self._progress else lambda event: None)
             return self._result(earlier, run_id)
-        refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
+        if self.config.data.samples is not None:
+            from elastictrain.data.samples import refuse_other_samples
+
+            refuse_other_samples(self.config, next((e for e in earlier if isinstance(e, DataReady)), None))
         return None
 
     def _attempt(self) -> Result:
@@ -202,6 +206,8 @@ class ElasticTrainer:
         """Have the samples ready; the folder of prepared text and its vocabulary's size, nothing where it is none."""
         config, begun = self.config, time.monotonic()
         if config.data.samples is not None:
+            from elastictrain.data.samples import look_at_named
+
             found = look_at_named(config)
             told = (config.data.samples, found.sha256, found.num_samples, found.num_validation_samples)
             emit(DataReady(time.time(), *told, seconds=time.monotonic() - begun, reused=True))

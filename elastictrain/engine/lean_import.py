@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.optim import Adam, Optimizer
 
+from elastictrain.uncollected import uncollected
 from elastictrain.untracked import refuse_telemetry
 
 _LEFT_ALONE = (Optimizer.add_param_group, Optimizer.load_state_dict, Optimizer.state_dict)
@@ -29,7 +30,7 @@ _MARK = "__dynamo_disable"
 def import_deepspeed() -> None:
     """Import what every engine needs of it; at once when that was done before."""
     refuse_telemetry()
-    with _without("mlflow"), _nothing_compiled():
+    with uncollected(), _without("mlflow"), _nothing_compiled():
         import deepspeed.runtime.zero.muon.original_muon
         import deepspeed.runtime.zero.utils  # noqa: F401 - for what it imports
     if "torch._dynamo" not in sys.modules:

@@ -37,6 +37,7 @@ from elastictrain.events import Cause
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
+from elastictrain.uncollected import uncollected
 
 WORKER_THREADS = 8
 """Control calls that may be under way beside the training thread."""
@@ -86,7 +87,8 @@ class Worker:
         return self._training.submit(self._warm, zero_stage).result()
 
     def _warm(self, zero_stage: int) -> WorkerInfo:
-        from elastictrain.runtime.rank import RankProgram
+        with uncollected():
+            from elastictrain.runtime.rank import RankProgram
 
         if self._info is None:
             self._rank = RankProgram(

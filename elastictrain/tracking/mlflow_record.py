@@ -22,6 +22,7 @@ from elastictrain.tracking import sqlite_store
 from elastictrain.tracking.lineage import Batch, CheckpointTags, Finished
 from elastictrain.tracking.mlflow_registry import register
 from elastictrain.tracking.redact import redact
+from elastictrain.uncollected import uncollected
 from elastictrain.untracked import refuse_telemetry
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ class MlflowRecord:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with self._errors():
-            from mlflow.tracking import MlflowClient
+            with uncollected():
+                from mlflow.tracking import MlflowClient
 
             for name in ("mlflow", "alembic"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)

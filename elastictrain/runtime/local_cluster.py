@@ -21,7 +21,8 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of each node: preparing the token shards is its only user."""
-
+SETUP_WORKER = str(Path(__file__).with_name("setup_worker.py"))
+"""Given to each node's `setup_worker_path`."""
 
 _PREFIX = "et-"
 """Short: Ray puts sockets there, whose paths may have 107 bytes."""
@@ -81,7 +82,12 @@ def _start(folder: Path, num_nodes: int, num_cpus: int, dashboard_port: int | No
     from ray.cluster_utils import Cluster
 
     # Each node's agent also listens on 127.0.0.1: on Ray's own port it would keep `ray job submit` from another cluster
-    common = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "dashboard_agent_listen_port": 0}
+    common = {
+        "num_cpus": num_cpus,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "dashboard_agent_listen_port": 0,
+        "setup_worker_path": SETUP_WORKER,
+    }
     head = {
         **common,
         "node_ip_address": "127.0.0.2",

@@ -117,7 +117,7 @@ class Running:
             if ended or time.monotonic() > deadline:
                 state = f"the driver has ended ({self.process.returncode})" if ended else "no patience is left"
                 raise AssertionError(f"{what}: {state}\n{self._said()}")
-            time.sleep(0.01)
+            time.sleep(0.04)  # two steps; a look reads the whole journal, or parses the status
         return found
 
     def until_step(self, step: int) -> None:

@@ -38,15 +38,15 @@ def lose_node(state: State, node: str, cause: Cause, now: float) -> Decision:
     gone = {name for name, worker in state.workers.items() if worker.node == node}
     if node not in state.draining:
         state = _failed_at(state, {node}, now)
-    state = replace(
-        _without(state, gone),
-        nodes={n: slots for n, slots in state.nodes.items() if n != node},
-        losses_at=(*state.losses_at, now)[-REMEMBERED:],
-        draining=state.draining - {node},
-    )
+    state = replace(_without_node(state, node), losses_at=(*state.losses_at, now)[-REMEMBERED:])
     if gone & set(state.members) and state.phase in ("forming", "running"):
         return _charge(state, blame(cause), cause, now)
     return _look_again(state, now)
+
+
+def refuse_node(state: State, node: str, now: float) -> Decision:
+    """Nothing is lost with a node that was never used."""
+    return proceed(_without_node(state, node), now)
 
 
 def lose_keeper(state: State, node: str, cause: Cause, now: float) -> Decision:
@@ -149,6 +149,12 @@ def _lose_start(state: State, cause: Cause, now: float) -> Decision:
 
 def _failed_at(state: State, nodes: set[str], now: float) -> State:
     return replace(state, failed_at=(*state.failed_at, *((now, node) for node in sorted(nodes)))[-REMEMBERED:])
+
+
+def _without_node(state: State, node: str) -> State:
+    there = {name for name, worker in state.workers.items() if worker.node == node}
+    left = {name: slots for name, slots in state.nodes.items() if name != node}
+    return replace(_without(state, there), nodes=left, draining=state.draining - {node})
 
 
 def _without(state: State, workers: set[str]) -> State:

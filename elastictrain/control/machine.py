@@ -28,6 +28,7 @@ from elastictrain.control.failing import (
     lose_keeper,
     lose_node,
     lose_worker,
+    refuse_node,
 )
 from elastictrain.control.gathering import proceed
 from elastictrain.control.leaving import give_up_slots, outlook, parting_words, take_notice
@@ -42,6 +43,7 @@ from elastictrain.control.vocabulary import (
     KeeperLost,
     Leaving,
     NodeLost,
+    NodeRefused,
     NodesJoined,
     Observation,
     Paused,
@@ -87,6 +89,8 @@ def advance(state: State, seen: Observation, now: float) -> Decision:
             return proceed(joined, now)
         case NodeLost(node, cause):
             return lose_node(state, node, cause, now)
+        case NodeRefused(node):
+            return refuse_node(state, node, now)
         case KeeperLost(node, cause):
             return lose_keeper(state, node, cause, now)
         case WorkerUp(name) if name in state.workers:

@@ -45,6 +45,13 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRefused:
+    """A node that has joined is not fit for use; none of its workers was up yet, and they are gone."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeeperLost:
     """A node's keeper is gone, with the snapshots that it held; its workers live, and are `WorkerUp` with the next."""
 
@@ -165,6 +172,7 @@ class Tick:
 Observation: TypeAlias = (
     NodesJoined
     | NodeLost
+    | NodeRefused
     | KeeperLost
     | WorkerUp
     | WorkerDied

@@ -89,6 +89,8 @@ class WorkerHandle:
     name: str
     node: str
     actor: Any
+    keeper: Any
+    """That watches it."""
     slot: PlacementGroup | None
     info: WorkerInfo | None = None
 
@@ -255,7 +257,7 @@ class Fleet:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": allocator_environment()},
         ).remote(name, node_name, config.to_dict(), data_folder, node.keeper, node.address, self.token)
-        self.workers[name] = WorkerHandle(name, node_name, actor, slot)
+        self.workers[name] = WorkerHandle(name, node_name, actor, node.keeper, slot)
 
     @property
     def num_slots(self) -> int:
@@ -295,10 +297,14 @@ class Fleet:
         for _ in range(min(held - self.nodes[node].slots, len(free))):
             self.errands.do(f"give back a slot on node {node}", partial(remove_placement_group, free.pop()))
 
+    def ban(self, ray_id: str, seconds: float) -> None:
+        """Take no notice of a node for so long."""
+        self.banned[ray_id] = time.monotonic() + seconds
+
     def drop_node(self, name: str, ban_s: float = BAN_S) -> None:
         """Give up on a node and everything on it, for so many seconds at least."""
         node = self.nodes.pop(name)
-        self.banned[node.ray_id] = time.monotonic() + ban_s
+        self.ban(node.ray_id, ban_s)
         for worker in [w.name for w in self.workers.values() if w.node == name]:
             handle = self.workers.pop(worker)
             self.end(handle.actor)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
@@ -18,7 +19,7 @@ from elastictrain.events import Cause
 from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import Failure, explain
 from elastictrain.runtime.cluster import head_address
-from elastictrain.runtime.fleet import BAN_S, Fleet, Node, Survey
+from elastictrain.runtime.fleet import BAN_S, Fleet, Node, Survey, WorkerHandle
 from elastictrain.runtime.probe import Probe, answers
 from elastictrain.runtime.protocol import Answered, KeeperEvent, KeeperInfo, KeeperTrouble, Question, WorkerInfo
 from elastictrain.runtime.questions import Questions
@@ -54,8 +55,12 @@ class Listener(Protocol):
         """All steps up to this one are on record."""
         ...
 
-    def nodes_ready(self, slots: dict[str, int]) -> None:
+    def nodes_found(self, slots: dict[str, int]) -> None:
         """Nodes that are new, or whose room has changed, with room for so many workers."""
+        ...
+
+    def node_refused(self, name: str, problem: str) -> None:
+        """A node that was found is not fit for use; nothing of it was used yet."""
         ...
 
     def node_lost(self, name: str, cause: Cause) -> None:
@@ -104,7 +109,6 @@ class Roster:
     listener: Listener
     progress: dict[str, Progress] = field(default_factory=dict)
     """Where each worker was when last asked."""
-    _told: set[str] = field(default_factory=set)
     _suspects: dict[str, tuple[float, Cause]] = field(default_factory=dict)
     _starting: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
@@ -191,7 +195,6 @@ class Roster:
         gone = {w.name for w in self.fleet.workers.values() if w.node == name}
         keeper = self.fleet.nodes[name].keeper
         self.fleet.drop_node(name, max(alone_s, BAN_S))
-        self._told.discard(name)
         for worker in gone:
             self.forget_worker(worker)
         self.questions.lost(keeper)
@@ -240,7 +243,6 @@ class Roster:
     def node_failed(self, name: str, message: str) -> None:
         """A node is gone, or as good as gone."""
         self.listener.node_lost(name, Cause("node_lost", f"node {name} is gone: {message}"))
-        self._welcome()
 
     def _head_answers(self) -> bool:
         """Whether Ray can be asked: without its head it blocks. Training needs no head for a while."""
@@ -266,11 +268,11 @@ class Roster:
             self.listener.node_lost(name, Cause("node_lost", f"Ray has declared node {name} dead"))
         for node in new:
             self._start_keeper(node)
-        if changed := {name: slots for name, slots in self.fleet.resized(survey).items() if name in self._told}:
-            self.listener.nodes_ready(changed)
+        # Their workers' processes come up beside their keepers, and are met when those are there.
+        if found := {node.name: node.slots for node in new} | self.fleet.resized(survey):
+            self.listener.nodes_found(found)
         for node, deadline in self.fleet.drained():
-            if node.name in self._told:
-                self.listener.node_leaves(node.name, deadline)
+            self.listener.node_leaves(node.name, deadline)
 
     def _ask_for_progress(self) -> None:
         for node in self.fleet.nodes.values():
@@ -317,29 +319,12 @@ class Roster:
         for problem in info.preflight.warn:
             self.listener.keeper_event(KeeperTrouble("node", f"node {node.name}: {problem}"))
         if info.preflight.refuse:
-            self.fleet.drop_node(node.name, REFUSED_S)
-            problem = f"node {node.name} is not used: {info.preflight.refuse[0]}"
-            self.listener.keeper_event(KeeperTrouble("node", problem))
-            self._welcome()
+            self._refuse(node, f"node {node.name} is not used: {info.preflight.refuse[0]}")
             return
         node.info = info
         self._heard[node.name] = time.monotonic()
         self._poll(node)
-        self.questions.ask(
-            Question("adopt", (node.keeper,), together=True),
-            [w.name for w in self.fleet.workers.values() if w.node == node.name and w.info is not None],
-            lambda name, _: self.listener.worker_adopted(name),
-            lambda name, failure: self.suspect(name, failure.cause),
-        )
-        self._welcome()
-
-    def _welcome(self) -> None:
-        """Tell of nodes that were found together only when all are ready, so that workers spread over them."""
-        if all(node.info is not None for node in self.fleet.nodes.values()):
-            new = {n.name: n.slots for n in self.fleet.nodes.values() if n.name not in self._told and not n.leaving}
-            self._told |= new.keys()
-            if new:
-                self.listener.nodes_ready(new)
+        self._introduce(node, [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None])
 
     def _poll(self, node: Node) -> None:
         keeper = node.keeper
@@ -354,18 +339,52 @@ class Roster:
             self.hear(node, events)
             self._poll(node)
 
+    def _refuse(self, node: Node, problem: str) -> None:
+        if any(worker.node == node.name and worker.info is not None for worker in self.fleet.workers.values()):
+            self.listener.node_lost(node.name, Cause("node_lost", problem))  # with an earlier keeper it was used
+        else:
+            self.forget_node(node.name)
+            self.listener.node_refused(node.name, problem)
+        self.fleet.ban(node.ray_id, REFUSED_S)
+
     def _warm_up(self) -> None:
-        begun = [name for name in self._cold if name in self.fleet.workers]
-        self._cold.clear()
+        cold = [self.fleet.workers[name] for name in self._cold if name in self.fleet.workers]
+        # asked by way of their keepers
+        begun = [worker.name for worker in cold if self.fleet.nodes[worker.node].info is not None]
+        self._cold = [worker.name for worker in cold if worker.name not in begun]
         warm = Question("warm", (self.fleet.zero_stage,), again=True)
         self.questions.ask(warm, begun, self._worker_up, self._start_failed)
 
     def _worker_up(self, name: str, info: WorkerInfo) -> None:
+        worker = self.fleet.workers.get(name)
+        if worker is not None and name in self._starting:
+            worker.info = info
+            node = self.fleet.nodes[worker.node]
+            if node.info is not None:  # else when its next keeper is up
+                self._introduce(node, [worker])
+
+    def _introduce(self, node: Node, workers: Sequence[WorkerHandle]) -> None:
+        """Tell of warm workers, once they have their node's keeper: it may be another than when they were started."""
+        known = [worker for worker in workers if worker.keeper is node.keeper]
+        for worker in known:
+            self._has_keeper(node.keeper, worker.name, None)
+        self.questions.ask(
+            Question("adopt", (node.keeper,), together=True),
+            [worker.name for worker in workers if worker not in known],
+            partial(self._has_keeper, node.keeper),
+            lambda name, failure: self.suspect(name, failure.cause),
+        )
+
+    def _has_keeper(self, keeper: Any, name: str, _: None) -> None:
+        worker = self.fleet.workers.get(name)
+        if worker is None or worker.info is None:
+            return
+        worker.keeper = keeper
         begun = self._starting.pop(name, None)
-        handle = self.fleet.workers.get(name)
-        if handle is not None and begun is not None:
-            handle.info = info
-            self.listener.worker_ready(name, info, time.monotonic() - begun)
+        if begun is not None:
+            self.listener.worker_ready(name, worker.info, time.monotonic() - begun)
+        else:
+            self.listener.worker_adopted(name)
 
     def _start_failed(self, name: str, failure: Failure) -> None:
         if failure.cause.kind == "unknown":

@@ -187,9 +187,14 @@ class Supervisor:
         """See `roster.Listener`."""
         return self._story.step
 
-    def nodes_ready(self, slots: dict[str, int]) -> None:
+    def nodes_found(self, slots: dict[str, int]) -> None:
         """See `roster.Listener`."""
         self._tell(v.NodesJoined(slots))
+
+    def node_refused(self, name: str, problem: str) -> None:
+        """See `roster.Listener`."""
+        self._story.warn("node", problem)
+        self._tell(v.NodeRefused(name))
 
     def node_lost(self, name: str, cause: Cause) -> None:
         """See `roster.Listener`."""

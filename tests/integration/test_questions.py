@@ -1,6 +1,6 @@
 """Two workers of a node asked with one message: real keepers and roster, and workers that only answer.
 
-About 10 s on two cores, beside the shared cluster.
+About 25 s on two cores, beside the shared cluster.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from elastictrain.runtime.causes import Failure
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.protocol import KeeperEvent, Question, WorkerExited, WorkerInfo
 from elastictrain.runtime.replies import Replies
-from elastictrain.runtime.roster import Roster
+from elastictrain.runtime.roster import LOOK_EVERY_S, Roster
 
 PATIENCE_S = 60.0
+SLOW, SLOW_S = "worker-2", 4.0
+"""A worker that takes long to get warm."""
 
 
 @dataclass
@@ -35,13 +38,17 @@ class Heard:
 
     recorded_step: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
     adopted: set[str] = field(default_factory=set)
     lost: list[tuple[str, Cause]] = field(default_factory=list)
     exited: list[WorkerExited] = field(default_factory=list)
 
-    def nodes_ready(self, slots: dict[str, int]) -> None:
+    def nodes_found(self, slots: dict[str, int]) -> None:
         self.nodes |= slots
+
+    def node_refused(self, name: str, problem: str) -> None:
+        self.refused[name] = problem
 
     def node_lost(self, name: str, cause: Cause) -> None:
         self.lost.append((name, cause))
@@ -94,6 +101,7 @@ def answering() -> Any:
             ray.get(keeper.enlist.remote(self.worker, os.getpid(), self.token))
 
         def warm(self, zero_stage: int) -> WorkerInfo:
+            time.sleep(SLOW_S if self.worker == SLOW else 0)
             return WorkerInfo(self.worker, os.getpid(), self.node, "")
 
         def say(self, given: Any, own: int) -> tuple[str, Any, int]:
@@ -135,10 +143,10 @@ class Team:
         return found
 
 
-@pytest.fixture
-def team(shared_cluster: Any, tmp_path: Path) -> Iterator[Team]:
-    ray.init(shared_cluster.address, logging_level="error", log_to_driver=False)
-    config = TrainConfig.from_dict({"run": {"name": "questions", "storage": str(tmp_path)}})
+@contextmanager
+def watching(address: str, settings: dict[str, Any]) -> Iterator[Team]:
+    ray.init(address, logging_level="error", log_to_driver=False)
+    config = TrainConfig.from_dict(settings)
     heard, replies = Heard(), Counted()
     fleet = Fleet(config, secrets.token_bytes(32), worker_actor=answering())
     try:
@@ -147,11 +155,18 @@ def team(shared_cluster: Any, tmp_path: Path) -> Iterator[Team]:
         team.until(lambda: team.node in heard.nodes)
         for name in team.workers:
             roster.start(name, team.node, True, "")
-        team.until(lambda: len(heard.ready) == len(team.workers))
         yield team
     finally:
         fleet.close()
         ray.shutdown()
+
+
+@pytest.fixture
+def team(shared_cluster: Any, tmp_path: Path) -> Iterator[Team]:
+    settings = {"run": {"name": "questions", "storage": str(tmp_path)}}
+    with watching(shared_cluster.address, settings) as team:
+        team.until(lambda: len(team.heard.ready) == len(team.workers))
+        yield team
 
 
 def test_one_message_for_all_and_every_answer_comes(team: Team) -> None:
@@ -195,3 +210,37 @@ def test_a_keeper_that_dies_leaves_nobody_waiting(team: Team) -> None:
     assert found == again
     assert once == {}  # dropped, and nothing is left of it
     assert not team.roster.questions._open
+
+
+def test_a_worker_that_warms_up_meanwhile_gets_the_next_keeper(team: Team) -> None:
+    roster = team.roster
+    roster.start(SLOW, team.node, False, "")
+    team.until(lambda: team.roster.progress.get(SLOW))  # the keeper knows it
+    info = roster.fleet.nodes[team.node].info
+    assert info is not None
+    os.kill(info.pid, signal.SIGKILL)
+    team.until(lambda: len(team.heard.adopted) == 2)
+    assert SLOW not in team.heard.ready
+    team.until(lambda: SLOW in team.heard.ready)
+    assert ray.get(roster.fleet.nodes[team.node].keeper.progress.remote()).keys() == {*team.workers, SLOW}
+    assert SLOW not in team.heard.adopted
+
+
+def test_nothing_is_left_of_a_node_that_is_refused(shared_cluster: Any, tmp_path: Path) -> None:
+    settings = {
+        "run": {"name": "questions", "storage": str(tmp_path)},
+        "parallel": {"offload": "nvme", "offload_path": str(tmp_path / "drive")},
+    }
+    with watching(shared_cluster.address, settings) as team:
+        team.until(lambda: len(team.heard.refused) == 2)
+        told = f"node {team.node} is not used: its parallel.offload_path {tmp_path}/drive is no folder"
+        assert team.heard.refused[team.node].startswith(told)
+        assert not team.roster.fleet.nodes
+        assert not team.roster.fleet.workers
+        for _ in range(3):  # and it is left alone
+            team.heard.nodes.clear()
+            time.sleep(LOOK_EVERY_S)
+            team.roster.check()
+            team.replies.wait(0.1)
+        assert not team.heard.nodes
+        assert not team.heard.ready

@@ -150,6 +150,21 @@ class World:
                 self.starting.remove(worker)
         self.tell(v.NodeLost(node, Cause("node_lost", node)))
 
+    def unmet(self, node: str) -> bool:
+        """Whether none of its workers was up yet."""
+        there = {worker for worker, where in self.alive.items() if where == node}
+        return there <= set(self.starting) and not there & set(self.group)
+
+    def refuse_node(self, node: str) -> None:
+        """Its keeper found it unfit, before any of its workers was told to be up."""
+        self.drained.discard(node)
+        for worker in [w for w, n in self.alive.items() if n == node]:
+            del self.alive[worker]
+            self.starting.remove(worker)
+        before = self.state
+        self.tell(v.NodeRefused(node))
+        assert self.state.losses_at == before.losses_at, "nothing is lost"
+
     def lose_keeper(self, node: str) -> None:
         there = [w for w, n in self.alive.items() if n == node]
         self.starting += [w for w in there if w not in self.starting]  # until the next keeper has adopted them
@@ -179,7 +194,7 @@ moves = st.lists(
         st.tuples(
             st.sampled_from(
                 [
-                    *("kill", "lose", "keeper", "join", "slots", "raise"),
+                    *("kill", "lose", "refuse", "keeper", "join", "slots", "raise"),
                     *("broken", "formfail", "corrupt", "stale", "leave", "drain"),
                 ]
             ),
@@ -202,6 +217,8 @@ def play(world: World, move: str, pick: int) -> None:
             world.kill(sorted(world.alive)[pick % len(world.alive)])
         case "lose" if nodes:
             world.lose_node(nodes[pick % len(nodes)])
+        case "refuse" if nodes and world.unmet(nodes[pick % len(nodes)]):
+            world.refuse_node(nodes[pick % len(nodes)])
         case "keeper" if nodes:
             world.lose_keeper(nodes[pick % len(nodes)])
         case "leave" if world.alive:

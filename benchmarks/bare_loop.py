@@ -29,6 +29,7 @@ from two_nodes import end_on_sigterm, free_port
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.device import prepare_process
+from elastictrain.runtime.allocator import keep_memory
 
 RAY_NICENESS = 15
 """Of all that Ray runs for users. At 0 the loop would win against other work on the machine and Ray's workers lose."""
@@ -47,6 +48,8 @@ class Setup:
     """Takes the ranks' lines."""
     loop: str = "deepspeed"
     """Whose: deepspeed, ddp, fsdp2 or trainer."""
+    same_allocator: bool = False
+    """With malloc set up as in elastictrain's workers."""
     port: int = field(default_factory=free_port)
     """For ranks that can't meet in a file."""
 
@@ -84,6 +87,8 @@ def _mean(of_ranks: list[list[float]]) -> float:
 
 
 def _rank(rank: int, setup: Setup) -> None:
+    if setup.same_allocator:
+        keep_memory()
     torch.set_num_threads(1)
     os.nice(RAY_NICENESS)
     prepare_process(lean=False)

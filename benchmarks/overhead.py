@@ -54,7 +54,6 @@ from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import StepCommitted
-from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.tracking.journal import read_journal
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
@@ -175,12 +174,11 @@ def _loop(loop: str, settings: list[str], storage: Path, address: str, arguments
     lines = storage.parent / loop
     lines.mkdir()
     config = TrainConfig.load(JOB, settings).to_dict()
-    setup = bare_loop.Setup(config, str(data_folder(NAME, storage)), WORLD_SIZE, str(lines), loop)
+    folder, same = str(data_folder(NAME, storage)), arguments.same_allocator
+    setup = bare_loop.Setup(config, folder, WORLD_SIZE, str(lines), loop, same)
     described = lines / "setup.json"
     described.write_text(json.dumps(asdict(setup)))
     begin = [sys.executable, str(Path(bare_loop.__file__)), str(described)]
-    if arguments.same_allocator:
-        begin = ["env", *(f"{name}={value}" for name, value in allocator_environment().items()), *begin]
     with running(begin, lines / "log", address) as job:
         yield job
 

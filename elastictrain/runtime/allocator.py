@@ -1,30 +1,35 @@
-"""How workers get memory from the system: in huge pages, and kept for the next step.
+"""How workers get memory from the system: it is kept for the next step.
 
 Each step asks for the same buffers of megabytes again. The C library's defaults give those back to the system when a
-step is done with them and fetch them anew, zeroed, 4 KiB at a time. With these settings a worker keeps them (up to
-1 GiB that it does not use) and asks for pages of 2 MiB, where the kernel has them to give. What that saves of a step is
-the difference between `benchmarks/overhead.py` with and without `--same-allocator`. Results stay the same bits.
+step is done with them, and fetch them anew, zeroed, a page at a time. With these settings a worker keeps them, up to
+1 GiB that it does not use. What that saves of a step is the difference between `benchmarks/overhead.py` with and
+without `--same-allocator`. Results stay the same bits.
 
-They count from a process's first instruction, so they go into the environment that Ray starts a worker with. What the
-driver's own environment says of them is handed on instead. Other C libraries don't read them.
+They are made in the process, before torch is imported, and not by variables of its environment: a worker that needs an
+environment of its own can be none of the processes that Ray has started already, and Ray imports itself twice in it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 _KEPT_BYTES = 1 << 30
+_GROWTH_BYTES = 64 << 20
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # malloc.h
 _SETTINGS = {
-    # One tunable and no more: the C library cuts the variable off after the first when a process starts, and a worker
-    # is started by way of others.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
-    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_MMAP_THRESHOLD_": (_MMAP_THRESHOLD, _KEPT_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": (_TRIM_THRESHOLD, _KEPT_BYTES),
+    "MALLOC_TOP_PAD_": (_TOP_PAD, _GROWTH_BYTES),
+    "MALLOC_ARENA_MAX": (_ARENA_MAX, 1),  # those of threads grow to 64 MiB only
 }
-"""The GNU C Library manual, Memory Allocation Tunables."""
+"""The GNU C Library manual, Malloc Tunable Parameters: the variable that sets each, the parameter and its value."""
 
 
-def allocator_environment() -> dict[str, str]:
-    """The variables for a worker's process."""
-    return {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+def keep_memory() -> bool:
+    """Set up this process's malloc; what its environment says of it stays. False where the C library can't be told."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    taken = [mallopt(*setting) for variable, setting in _SETTINGS.items() if variable not in os.environ]
+    return all(taken)

@@ -28,7 +28,6 @@ from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
 from elastictrain.plan.figures import Figures, figures_of
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
-from elastictrain.runtime.allocator import allocator_environment
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.errands import Errands
 from elastictrain.runtime.estate import Estate, Inherited, end_keepers, namespace, take_over
@@ -255,7 +254,6 @@ class Fleet:
             num_cpus=self.demand["CPU"] if reserved else 0,
             num_gpus=self.demand.get("GPU", 0) if reserved else 0,
             scheduling_strategy=strategy,
-            runtime_env={"env_vars": allocator_environment()},
         ).remote(name, node_name, config.to_dict(), data_folder, node.keeper, node.address, self.token)
         self.workers[name] = WorkerHandle(name, node_name, actor, node.keeper, slot)
 

@@ -21,8 +21,6 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Of each node: preparing the token shards is its only user."""
-SETUP_WORKER = str(Path(__file__).with_name("setup_worker.py"))
-"""Given to each node's `setup_worker_path`."""
 
 _PREFIX = "et-"
 """Short: Ray puts sockets there, whose paths may have 107 bytes."""
@@ -86,7 +84,6 @@ def _start(folder: Path, num_nodes: int, num_cpus: int, dashboard_port: int | No
         "num_cpus": num_cpus,
         "object_store_memory": OBJECT_STORE_BYTES,
         "dashboard_agent_listen_port": 0,
-        "setup_worker_path": SETUP_WORKER,
     }
     head = {
         **common,

@@ -34,6 +34,7 @@ from elastictrain.errors import (
     StateCorruptedError,
 )
 from elastictrain.events import Cause
+from elastictrain.runtime.allocator import keep_memory
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
@@ -52,6 +53,7 @@ class Worker:
     def __init__(
         self, worker: str, node: str, config: dict[str, Any], data_folder: str, keeper: Any, host: str, token: bytes
     ) -> None:
+        keep_memory()
         self._worker, self._node, self._host, self._token = worker, node, host, token
         self._data_folder = Path(data_folder)
         self._config = TrainConfig.from_dict(config)

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 from product import ACTORS, MARK, Product, Report, eventually_none, kill, marked
 
-from elastictrain.runtime.local_cluster import SETUP_WORKER
-
 
 @dataclass(frozen=True)
 class SharedCluster:
@@ -41,7 +39,7 @@ def shared_cluster() -> Iterator[SharedCluster]:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv(MARK, mark)
-        node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "setup_worker_path": SETUP_WORKER}
+        node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
         head = {"node_ip_address": "127.0.0.21", "temp_dir": str(folder / "ray"), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=node | head)
         cluster.add_node(**node, node_ip_address="127.0.0.22")
@@ -66,7 +64,7 @@ def small_cluster() -> Iterator[Any]:
         for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         patch.setenv(MARK, str(folder))
-        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "setup_worker_path": SETUP_WORKER}
+        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
         head = {"node_ip_address": "127.0.0.31", "temp_dir": str(folder / "ray"), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=node | head)
         cluster.add_node(**node, node_ip_address="127.0.0.32")

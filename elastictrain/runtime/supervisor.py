@@ -24,6 +24,7 @@ from elastictrain.control.state import State
 from elastictrain.events import Cause, Event, FaultInjected, SlotsHeld, WorkerStarted
 from elastictrain.plan.auto import Plans
 from elastictrain.plan.layout import Layout
+from elastictrain.runtime.attribution import Attribution
 from elastictrain.runtime.breakage import Breakage
 from elastictrain.runtime.cluster import head_answers
 from elastictrain.runtime.commits import CommitCollector
@@ -84,6 +85,8 @@ class Supervisor:
             self._saving.know(start.remembered.tensors)
             self._saving.layouts.update(start.remembered.layouts)
         self._state = self._first_state(start, plans)
+        self._attribution = Attribution(fleet, self._story, lambda: self._state)
+        self._blame = self._attribution.to_worker
         self._regroup = Regroup(config, self._roster, self._replies, self._story, self._saving, self)
         self._fired = set(start.fired)
         self._breakage = Breakage()
@@ -166,20 +169,6 @@ class Supervisor:
     def _grouped(self) -> bool:
         return self._state.phase in ("forming", "running")
 
-    @property
-    def _failed(self) -> int:
-        """The generation that a failure belongs to: while one is fenced, the state has the next one's number."""
-        return self._state.generation - (self._state.phase == "fencing")
-
-    def _ranks(self, workers: set[str]) -> tuple[int, ...]:
-        """The ranks that these hold, or held until the fence that is under way."""
-        state = self._state
-        if state.phase not in ("forming", "running", "fencing"):
-            return ()
-        if state.phase == "fencing":  # who has notice may go then, and nothing fails
-            workers = workers - {name for name, worker in state.workers.items() if worker.notice is not None}
-        return tuple(rank for rank, name in enumerate(state.members) if name in workers)
-
     # ------------------------------------------------------------------------------------------ facts, from the roster
 
     @property
@@ -200,12 +189,8 @@ class Supervisor:
         """See `roster.Listener`."""
         if name not in self._fleet.nodes:
             return
-        ranks = self._ranks(self._roster.forget_node(name))
-        if ranks:
-            at = self._breakage.first_sign
-            self._story.fail("node_lost", cause, generation=self._failed, ranks=ranks, node=name, at=at)
-        else:
-            self._story.warn("node", cause.message)
+        workers = self._roster.forget_node(name)
+        self._attribution.to_node("node_lost", name, workers, cause, self._breakage.first_sign)
         self._tell(v.NodeLost(name, cause))
         self._regroup.forget_node(name)
 
@@ -216,11 +201,8 @@ class Supervisor:
 
     def keeper_lost(self, name: str, cause: Cause) -> None:
         """See `roster.Listener`."""
-        ranks = self._ranks({w.name for w in self._fleet.workers.values() if w.node == name})
-        if ranks:
-            self._story.fail("keeper_lost", cause, generation=self._failed, ranks=ranks, node=name)
-        else:
-            self._story.warn("node", cause.message)
+        workers = [w.name for w in self._fleet.workers.values() if w.node == name]
+        self._attribution.to_node("keeper_lost", name, workers, cause)
         self._tell(v.KeeperLost(name, cause))
         self._regroup.forget_node(name)
 
@@ -251,7 +233,7 @@ class Supervisor:
         handle = self._fleet.workers.get(name)
         if handle is None:
             return
-        if self._ranks({name}):
+        if self._attribution.ranks([name]):
             self._blame(kind, name, cause, at or self._breakage.first_sign, step)
         elif self._end is None:
             pid = handle.info.pid if handle.info else 0
@@ -347,19 +329,6 @@ class Supervisor:
         """See `regroup.Owner`."""
         self._blame("engine_error", worker, cause)
         self._tell(v.FormFailed(self._state.generation, worker, cause))
-
-    def _blame(self, kind: str, worker: str | None, cause: Cause, at: float | None = None, step: int = 0) -> None:
-        handle = self._fleet.workers.get(worker or "")
-        self._story.fail(
-            kind,
-            cause,
-            generation=self._failed,
-            ranks=self._ranks({worker}) if worker else (),
-            node=handle.node if handle else "",
-            pid=handle.info.pid if handle and handle.info else 0,
-            at=at,
-            step=step,
-        )
 
     # ----------------------------------------------------------------------------------------------------- actions
 

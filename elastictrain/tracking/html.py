@@ -32,6 +32,9 @@ from elastictrain.tracking.wording import (
 
 Report = dict[str, Any]
 
+MAX_ROWS, FIRST_ROWS = 200, 50
+"""Of a table that grows with the run, and how many of them are its first."""
+
 LEDGER = {
     "compute": "ranks worked on steps that count",
     "communication": "ranks waited for each other in those steps",
@@ -285,7 +288,7 @@ def _failures(report: Report) -> str:
             )
         )
     head = (">at", ">step", "cause", "where", ">detected", ">recovered", ">lost steps", "continued")
-    return _card("Failures", _table(head, rows))
+    return _card("Failures", _long_table(head, rows))
 
 
 def _skipped_steps(report: Report) -> str:
@@ -303,7 +306,7 @@ def _skipped_steps(report: Report) -> str:
                 "weights as they were" if alone else f"back to the state after step {skip['first_step'] - 1:,}",
             )
         )
-    return _card("Skipped steps", _table((">at", ">step", "why", "samples", "then"), rows)) if rows else ""
+    return _card("Skipped steps", _long_table((">at", ">step", "why", "samples", "then"), rows)) if rows else ""
 
 
 def _generations(report: Report) -> str:
@@ -322,7 +325,7 @@ def _generations(report: Report) -> str:
         for g in report["generations"]
     ]
     head = ("#", "attempt", ">at", ">from step", "layout", "cause", "state from", "phases")
-    return _card("Generations", _table(head, rows))
+    return _card("Generations", _long_table(head, rows))
 
 
 def _quiet(words: str) -> str:
@@ -343,7 +346,7 @@ def _checkpoints(report: Report) -> str:
     ]
     if not rows:
         return _card("Durable checkpoints", '<p class="quiet">None yet.</p>')
-    return _card("Durable checkpoints", _table((">step", "uri", ">size", "sha256", ">written in", ">stall"), rows))
+    return _card("Durable checkpoints", _long_table((">step", "uri", ">size", "sha256", ">written in", ">stall"), rows))
 
 
 def _troubles(report: Report) -> str:
@@ -352,7 +355,7 @@ def _troubles(report: Report) -> str:
     for rejected in report["rejected_checkpoints"]:
         text = f"{escape(rejected['problem'])}<br><code>{escape(rejected['uri'])}</code>"
         rows.append((seconds_text(rejected["at_s"]), "checkpoint not loaded", text))
-    return _card("Warnings", _table((">at", "about", "what"), rows)) if rows else ""
+    return _card("Warnings", _long_table((">at", "about", "what"), rows)) if rows else ""
 
 
 def _sample(report: Report) -> str:
@@ -377,12 +380,28 @@ def _card(title: str, content: str) -> str:
     return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _long_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of its first and last rows, if there are too many to read."""
+    between = len(rows) - MAX_ROWS
+    if between <= 0:
+        return _table(head, rows)
+    words = f"{between:,} more between these; <code>elastictrain report --json</code> tells all"
+    gap = f'<tr><td colspan="{len(head)}" class="quiet">{words}</td></tr>'
+    return _table(head, rows[:FIRST_ROWS], gap, rows[between + FIRST_ROWS :])
+
+
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], gap: str = "", after: Iterable[Sequence[str]] = ()
+) -> str:
     """A table of cells that are HTML already; a column whose head begins with > holds numbers."""
     numeric = [name.startswith(">") for name in head]
     heads = "".join(f"<th{' class=number' * n}>{escape(name.lstrip('>'))}</th>" for name, n in zip(head, numeric))
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=number' * n}>{cell}</td>" for cell, n in zip(row, numeric)) + "</tr>"
-        for row in rows
+    before, behind = (
+        "".join(
+            "<tr>" + "".join(f"<td{' class=number' * n}>{cell}</td>" for cell, n in zip(row, numeric)) + "</tr>"
+            for row in part
+        )
+        for part in (rows, after)
     )
+    body = before + gap + behind
     return f'<div class="scroll"><table{" class=many" * (len(head) > 5)}><tr>{heads}</tr>{body}</table></div>'

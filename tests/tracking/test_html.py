@@ -120,6 +120,24 @@ def test_a_long_run_stays_a_small_file() -> None:
     assert "A point stands" not in render_html(build_report(Story().start().generation().steps(9).events))
 
 
+def test_long_tables_show_how_it_began_and_how_it_goes() -> None:
+    report = build_report(full_story().events)
+    one = report["checkpoints"][0]
+
+    def drawn(number: int) -> str:
+        report["checkpoints"] = [one | {"step": n, "uri": f"file:///step-{n:08d}"} for n in range(1, number + 1)]
+        page = render_html(report)
+        Balanced(page)
+        return page
+
+    assert "more between these" not in drawn(200)
+    page = drawn(5_000)
+    assert len(page) < 1.1 * len(drawn(2_000)) < 350_000
+    shown = [int(step) for step in re.findall(r"<code>file:///step-(\d+)</code>", page)]
+    assert shown == [*range(1, 51), *range(4_851, 5_001)]
+    assert "4,800 more between these" in page
+
+
 def test_the_curve_has_as_many_points_whatever_the_length_and_the_losses() -> None:
     """Losses that are NaN every so often cut it into pieces, and more events than pixels are marked together."""
 

@@ -365,19 +365,19 @@ class Roster:
 
     def _introduce(self, node: Node, workers: Sequence[WorkerHandle]) -> None:
         """Tell of warm workers, once they have their node's keeper: it may be another than when they were started."""
-        known = [worker for worker in workers if worker.keeper is node.keeper]
-        for worker in known:
-            self._has_keeper(node.keeper, worker.name, None)
+        known = [worker.name for worker in workers if worker.keeper is node.keeper]
         self.questions.ask(
             Question("adopt", (node.keeper,), together=True),
-            [worker.name for worker in workers if worker not in known],
-            partial(self._has_keeper, node.keeper),
+            [worker.name for worker in workers if worker.keeper is not node.keeper],
+            partial(self._has_keeper, node, node.keeper),
             lambda name, failure: self.suspect(name, failure.cause),
         )
+        for name in known:
+            self._has_keeper(node, node.keeper, name, None)
 
-    def _has_keeper(self, keeper: Any, name: str, _: None) -> None:
+    def _has_keeper(self, node: Node, keeper: Any, name: str, _: None) -> None:
         worker = self.fleet.workers.get(name)
-        if worker is None or worker.info is None:
+        if worker is None or worker.info is None or node.keeper is not keeper:  # or there is yet another
             return
         worker.keeper = keeper
         begun = self._starting.pop(name, None)

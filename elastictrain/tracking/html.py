@@ -6,7 +6,6 @@ that came from a run is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -19,6 +18,7 @@ from elastictrain.tracking.clock_chart import clock_chart
 from elastictrain.tracking.heat_map import heat_map, heat_range
 from elastictrain.tracking.memory_chart import MAX_MEASURED, memory_chart
 from elastictrain.tracking.scale import MAX_POINTS
+from elastictrain.tracking.tables import long_table, table
 from elastictrain.tracking.wording import (
     bytes_text,
     count_text,
@@ -31,9 +31,6 @@ from elastictrain.tracking.wording import (
 )
 
 Report = dict[str, Any]
-
-MAX_ROWS, FIRST_ROWS = 200, 50
-"""Of a table that grows with the run, and how many of them are its first."""
 
 LEDGER = {
     "compute": "ranks worked on steps that count",
@@ -185,8 +182,8 @@ def _ledger(report: Report) -> str:
     rows.append(
         ("<b>wall time</b>", "", f"<b>{seconds_text(ledger['wall_s'])}</b>", "<b>100%</b>", f"<b>{all_workers}</b>")
     )
-    table = _table(("bucket", "", ">time", ">share", ">all workers"), rows)
-    content = f'<div class="bar">{bar}</div>{table}{_cost(report["cost"])}{_energy(report["energy"])}'
+    spent = table(("bucket", "", ">time", ">share", ">all workers"), rows)
+    content = f'<div class="bar">{bar}</div>{spent}{_cost(report["cost"])}{_energy(report["energy"])}'
     return _card(f"Where the time went: {ledger['ratio']:.1%} goodput", content)
 
 
@@ -288,7 +285,7 @@ def _failures(report: Report) -> str:
             )
         )
     head = (">at", ">step", "cause", "where", ">detected", ">recovered", ">lost steps", "continued")
-    return _card("Failures", _long_table(head, rows))
+    return _card("Failures", long_table(head, rows))
 
 
 def _skipped_steps(report: Report) -> str:
@@ -306,7 +303,7 @@ def _skipped_steps(report: Report) -> str:
                 "weights as they were" if alone else f"back to the state after step {skip['first_step'] - 1:,}",
             )
         )
-    return _card("Skipped steps", _long_table((">at", ">step", "why", "samples", "then"), rows)) if rows else ""
+    return _card("Skipped steps", long_table((">at", ">step", "why", "samples", "then"), rows)) if rows else ""
 
 
 def _generations(report: Report) -> str:
@@ -325,7 +322,7 @@ def _generations(report: Report) -> str:
         for g in report["generations"]
     ]
     head = ("#", "attempt", ">at", ">from step", "layout", "cause", "state from", "phases")
-    return _card("Generations", _long_table(head, rows))
+    return _card("Generations", long_table(head, rows))
 
 
 def _quiet(words: str) -> str:
@@ -346,7 +343,7 @@ def _checkpoints(report: Report) -> str:
     ]
     if not rows:
         return _card("Durable checkpoints", '<p class="quiet">None yet.</p>')
-    return _card("Durable checkpoints", _long_table((">step", "uri", ">size", "sha256", ">written in", ">stall"), rows))
+    return _card("Durable checkpoints", long_table((">step", "uri", ">size", "sha256", ">written in", ">stall"), rows))
 
 
 def _troubles(report: Report) -> str:
@@ -355,7 +352,7 @@ def _troubles(report: Report) -> str:
     for rejected in report["rejected_checkpoints"]:
         text = f"{escape(rejected['problem'])}<br><code>{escape(rejected['uri'])}</code>"
         rows.append((seconds_text(rejected["at_s"]), "checkpoint not loaded", text))
-    return _card("Warnings", _long_table((">at", "about", "what"), rows)) if rows else ""
+    return _card("Warnings", long_table((">at", "about", "what"), rows)) if rows else ""
 
 
 def _sample(report: Report) -> str:
@@ -370,38 +367,11 @@ def _details(report: Report) -> str:
     environment = [(escape(k), f"<code>{escape(v)}</code>") for k, v in report["environment"].items()]
     digest = escape(report["sample_digest"])
     return (
-        f'<details class="card"><summary>Config</summary>{_table(("field", "value"), config)}</details>'
-        f'<details class="card"><summary>Environment</summary>{_table(("", ""), environment)}</details>'
+        f'<details class="card"><summary>Config</summary>{table(("field", "value"), config)}</details>'
+        f'<details class="card"><summary>Environment</summary>{table(("", ""), environment)}</details>'
         f"<footer>Digest of all samples in the order of their steps: <code>{digest}</code></footer>"
     )
 
 
 def _card(title: str, content: str) -> str:
     return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
-
-
-def _long_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of its first and last rows, if there are too many to read."""
-    between = len(rows) - MAX_ROWS
-    if between <= 0:
-        return _table(head, rows)
-    words = f"{between:,} more between these; <code>elastictrain report --json</code> tells all"
-    gap = f'<tr><td colspan="{len(head)}" class="quiet">{words}</td></tr>'
-    return _table(head, rows[:FIRST_ROWS], gap, rows[between + FIRST_ROWS :])
-
-
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], gap: str = "", after: Iterable[Sequence[str]] = ()
-) -> str:
-    """A table of cells that are HTML already; a column whose head begins with > holds numbers."""
-    numeric = [name.startswith(">") for name in head]
-    heads = "".join(f"<th{' class=number' * n}>{escape(name.lstrip('>'))}</th>" for name, n in zip(head, numeric))
-    before, behind = (
-        "".join(
-            "<tr>" + "".join(f"<td{' class=number' * n}>{cell}</td>" for cell, n in zip(row, numeric)) + "</tr>"
-            for row in part
-        )
-        for part in (rows, after)
-    )
-    body = before + gap + behind
-    return f'<div class="scroll"><table{" class=many" * (len(head) > 5)}><tr>{heads}</tr>{body}</table></div>'

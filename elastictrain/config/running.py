@@ -118,7 +118,8 @@ class ElasticSection(Section):
     """What to do about a rank whose own work takes 1.5 times that of its peers for 8 steps: tell, or also have a
     standby take its rank at a step boundary."""
     cpus_per_worker: float = Field(default=1, gt=0)
-    """CPUs that Ray reserves for each worker."""
+    """CPUs that Ray reserves for each worker. On CPUs a worker computes with so many threads (whole ones), unless its
+    node's Ray was started with OMP_NUM_THREADS."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """GPUs that Ray reserves for each worker; None means 1 where the cluster has any, else 0."""
     verify_every: int = Field(default=1, ge=0)

@@ -22,7 +22,7 @@ from elastictrain.data.stream import SampleStream
 from elastictrain.engine.base import Engine, Phase
 from elastictrain.engine.build import build_engine
 from elastictrain.engine.compiled import compile_no_more, with_compile_decided
-from elastictrain.engine.device import current_device
+from elastictrain.engine.device import current_device, use_threads
 from elastictrain.engine.group import RankGroup, Rendezvous
 from elastictrain.engine.out_of_memory import is_out_of_memory
 from elastictrain.engine.release import tidy
@@ -94,6 +94,7 @@ class RankProgram:
 
     def warm(self, zero_stage: int) -> tuple[str, str]:
         """Make later engines cheap; returns the address of this process's rendezvous, and what there is to say."""
+        use_threads(self._config.elastic.cpus_per_worker)
         said = self._compile(zero_stage)
         if not self._config.train.compile:
             try:

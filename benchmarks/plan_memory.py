@@ -151,6 +151,10 @@ CASES = (
     Case("wide", "fp32", 3, 2, 4, offload="cpu"),
     Case("wide", "fp32", 1, 2, 4, 4, pp=2, offload="cpu"),
     Case("wide", "bf16", 1, 4, 2, 4, pp=2, offload="cpu"),
+    Case("wide", "bf16", 2, 2, 2, offload="cpu"),
+    Case("wide", "bf16", 3, 2, 2, offload="cpu"),
+    Case("deep", "bf16", 1, 4, 2, 1, offload="cpu"),
+    Case("deep", "bf16", 1, 2, 4, 2, pp=2, offload="cpu"),
 )
 
 

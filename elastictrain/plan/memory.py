@@ -66,6 +66,7 @@ def memory_of(shape: ModelShape, dtype: Dtype, candidate: Candidate, device: Dev
 
 
 def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stage: Stage, device: Device) -> Memory:
+    offload = candidate.offload != "none"
     state = state_bytes(
         stage.dense,
         dtype,
@@ -75,10 +76,11 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         tied=stage.tied,
         small=stage.small,
         pipeline=candidate.pp > 1,
+        offload=offload,
     )
     if stage.experts:
         sharded_over = max(1, candidate.zero_group // candidate.ep)
-        state = _sum(state, state_bytes(stage.experts, dtype, candidate.zero_stage, sharded_over))
+        state = _sum(state, state_bytes(stage.experts, dtype, candidate.zero_stage, sharded_over, offload=offload))
     tokens = candidate.micro_batch * shape.seq_len // candidate.sp
     of_one = micro_batch_bytes(
         shape, dtype, tokens, num_layers=stage.num_layers,
@@ -102,7 +104,7 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
         moments["loss"] = (before, bucket, kept + of_one.head + of_one.loss)
     optimizer, host, nvme, passing = state.optimizer, 0, 0, 0
     weights = state.weights + (0 if stage.first else BYTES[dtype] * stage.shared)
-    if candidate.offload != "none":
+    if offload:
         # Masters and moments go; so do the gradients that they are updated with, and at stage 3 this rank's weights.
         masters = state.optimizer // 3
         if candidate.zero_stage == 3:

@@ -17,7 +17,8 @@ bucket:
         bf16        2/N       12/N        4/N                      12 B
 
 In a pipeline, DeepSpeed trains bf16 at stage 0 with the optimizer of stage 1, and with gradients in bf16: 12/N and
-2 + 2.
+2 + 2. With offload it trains bf16 at stage 1 with the optimizer of fp32: gradients of 4, two buckets of 2 B, and in
+a pipeline 4/N and copies of 8 B, since all is reduced at once.
 
 On more than one rank, stage 3 also holds whole weights beside its shares: those up to 100,000 elements for ever, and up
 to a billion elements in all from their use in the forward pass to that in the backward pass. Measured:
@@ -82,11 +83,13 @@ def state_bytes(
     tied: bool = False,
     small: int = 0,
     pipeline: bool = False,
+    offload: bool = False,
 ) -> StateBytes:
     """Of `parameters` elements on this rank, sharded by ZeRO over `group` ranks.
 
     `table` are the elements of the embedding here, if `tied` used twice, so that two gradients are added; `small` those
-    of weights with at most 100,000 elements; `pipeline` says that the rank is a stage of one.
+    of weights with at most 100,000 elements; `pipeline` says that the rank is a stage of one, `offload` that the
+    optimizer lies elsewhere.
     """
     e = BYTES[dtype]
     weights, both_uses = e * parameters, 2 * e * table * tied
@@ -97,6 +100,8 @@ def state_bytes(
     if zero_stage == 0:
         return _stage_0(parameters, e, weights, both_uses)
     bucket = min(parameters, LARGEST_BUCKET)
+    if zero_stage == 1 and e < FP32 and offload:
+        return _stage_1_bf16_offloaded(parameters, bucket, weights, optimizer, share, both_uses, pipeline)
     if zero_stage == 1 and e < FP32:
         return _stage_1_bf16(parameters, weights, optimizer, both_uses)
     if zero_stage == 1:
@@ -143,4 +148,15 @@ def _stage_1_bf16(parameters: int, weights: int, optimizer: int, both_uses: int)
     return StateBytes(
         weights, optimizer, gradients_before=standing, gradients_between=standing + weights,
         gradients_after=standing + weights, reduction=max(copies, both_uses), update=standing + weights,
+    )  # fmt: skip
+
+
+def _stage_1_bf16_offloaded(
+    parameters: int, bucket: int, weights: int, optimizer: int, share: int, both_uses: int, pipeline: bool
+) -> StateBytes:
+    summed, buckets = FP32 * parameters, 2 * BYTES["bf16"] * bucket
+    after, copies = (FP32 * share, 2 * FP32 * bucket) if pipeline else (summed, both_uses)
+    return StateBytes(
+        weights, optimizer, gradients_between=summed, gradients_after=after,
+        bucket_between=buckets, bucket=buckets, reduction=copies, update=2 * FP32 * share,
     )  # fmt: skip

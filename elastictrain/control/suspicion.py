@@ -23,6 +23,8 @@ DATA_FACTOR = 10.0
 ALL_FACTOR = 5.0
 """When all ranks stand still at once and none waits for another, the machine may be to blame."""
 WARM_STEPS = 3
+STOPPED_S = 1.0
+"""A stopped process is left alone for so long, in seconds: somebody may look at it."""
 
 STRAGGLER_RATIO = 1.5
 """A rank whose own work takes so many times the median of its peers' is a straggler."""
@@ -86,6 +88,12 @@ def patience_s(recent_steps_s: Sequence[float], num_done: int, least_s: float, u
     return own if num_done >= WARM_STEPS else min(unknown_s, FIRST_STEP_FACTOR * own)
 
 
+def find_stopped(ranks: Mapping[int, RankAt], patience_s: float = STOPPED_S) -> Hang | None:
+    """Whose process is stopped, whatever it was doing: all that can be said of ranks that form a group."""
+    stopped = {r: at for r, at in ranks.items() if at.stopped and at.silent_s > patience_s}
+    return Hang(tuple(stopped), f"its process is stopped, since {_longest(stopped):.1f} s") if stopped else None
+
+
 def find_hang(ranks: Mapping[int, RankAt], patience_s: float, lockstep: bool = True) -> Hang | None:
     """Who holds up the others for longer than `patience_s`; None while nobody does.
 
@@ -94,9 +102,9 @@ def find_hang(ranks: Mapping[int, RankAt], patience_s: float, lockstep: bool = T
     ranks = {r: at for r, at in ranks.items() if at.phase != "idle"}  # done, or paused
     if not ranks:
         return None
-    stopped = {r: at for r, at in ranks.items() if at.stopped and at.silent_s > min(patience_s, 1.0)}
+    stopped = find_stopped(ranks, min(patience_s, STOPPED_S))
     if stopped:
-        return Hang(tuple(stopped), f"its process is stopped, since {_longest(stopped):.1f} s")
+        return stopped
     working = {r: at for r, at in ranks.items() if not at.waiting}
     if not working:
         return _all_wait(ranks, patience_s, lockstep)

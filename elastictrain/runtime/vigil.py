@@ -57,9 +57,10 @@ class Vigil:
 
     def look(self, state: State) -> None:
         """End ranks that hold up the others, if they have done so for too long."""
-        if state.phase != "running":
+        if state.phase not in ("forming", "running"):
             return
-        hang = self._watchdog.look([self.roster.progress.get(name) for name in state.members])
+        ranks = [self.roster.progress.get(name) for name in state.members]
+        hang = self._watchdog.look(ranks) if state.phase == "running" else self._watchdog.look_forming(ranks)
         if hang is None:
             return
         cause = Cause("hang", hang.message)
@@ -78,8 +79,9 @@ class Vigil:
 
             def tell(stacks: str, name: str = name, at: Progress = at) -> None:
                 self.accused.discard(name)
-                since = time.time() - at.silent_s
-                self.lose_worker(name, replace(cause, traceback=stacks), since, at.step, "hang")
+                trains = at.generation == state.generation  # else it tells of what it did before
+                since, step = (time.time() - at.silent_s, at.step) if trains else (None, 0)
+                self.lose_worker(name, replace(cause, traceback=stacks), since, step, "hang")
 
             end = self.roster.fleet.nodes[handle.node].keeper.end.remote(name, not at.stopped)
             self.replies.expect(end, tell, lambda _, tell=tell: tell(""))  # type: ignore[misc]  # defaults bind

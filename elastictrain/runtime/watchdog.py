@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from elastictrain.control.suspicion import Hang, RankAt, Straggler, find_hang, find_straggler, patience_s
+from elastictrain.control.suspicion import Hang, RankAt, Straggler, find_hang, find_stopped, find_straggler, patience_s
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
 
@@ -52,7 +52,14 @@ class Watchdog:
             return None
         known = {rank: at for rank, at in enumerate(ranks) if at is not None}
         lockstep = self._layout.pp == 1
-        hang = find_hang({rank: _rank_at(at) for rank, at in known.items()}, self.patience_s, lockstep)
+        return self._twice(find_hang(_ranks(known), self.patience_s, lockstep), known)
+
+    def look_forming(self, ranks: Sequence[Progress | None]) -> Hang | None:
+        """The same while a generation forms: a process that is stopped would have the others wait."""
+        known = {rank: at for rank, at in enumerate(ranks) if at is not None}
+        return self._twice(find_stopped(_ranks(known)), known)
+
+    def _twice(self, hang: Hang | None, known: Mapping[int, Progress]) -> Hang | None:
         if hang is None:
             self._last = None
             return None
@@ -72,5 +79,8 @@ class Watchdog:
         return None
 
 
-def _rank_at(at: Progress) -> RankAt:
-    return RankAt(at.phase, at.marks, at.waits, at.waiting, at.silent_s, at.stopped, at.strayed)
+def _ranks(known: Mapping[int, Progress]) -> dict[int, RankAt]:
+    return {
+        rank: RankAt(at.phase, at.marks, at.waits, at.waiting, at.silent_s, at.stopped, at.strayed)
+        for rank, at in known.items()
+    }

@@ -6,6 +6,8 @@ About 60 s on two cores.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from itertools import pairwise
 
 from product import Product, Report, assert_same_training
@@ -44,6 +46,27 @@ def test_ranks_that_hang_are_replaced(product: Product, undisturbed: Report) -> 
         other = 1 - failure["ranks"][0]
         assert after["members"][other] == before["members"][other]
     assert report["stragglers"] == []
+
+
+def test_a_spare_that_is_stopped_takes_no_rank(product: Product, undisturbed: Report) -> None:
+    """It is found when a group waits for it, and not at the deadline for groups to form."""
+    running = product.begin("stopped-spare", "elastic.standby=1", "train.steps=100000")
+    running.until("a standby", lambda: (s := running.status()) and s.standbys)
+    status = running.until_running(0)
+    [spare] = status.standbys
+    os.kill(spare.pid, signal.SIGSTOP)
+    os.kill(status.workers[1].pid, signal.SIGKILL)
+    status = running.until_running(2)
+    assert spare.pid not in [worker.pid for worker in status.workers]
+    assert running.stop().code == 130
+    report = product.report("stopped-spare")
+    assert_same_training(report, undisturbed)
+    killed, stopped = report["failures"]
+    assert (killed["kind"], killed["ranks"], killed["generation"]) == ("worker_lost", [1], 0)
+    assert (stopped["kind"], stopped["ranks"], stopped["generation"]) == ("hang", [1], 1)
+    assert "process is stopped" in stopped["cause"]["message"]
+    assert stopped["recovered_s"] < 60
+    assert report["lost_steps"] <= 1
 
 
 def test_a_slow_rank_is_named(product: Product, undisturbed: Report) -> None:

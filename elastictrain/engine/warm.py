@@ -48,4 +48,4 @@ def warm(workload: Workload, config: TrainConfig, zero_stage: int, micro_batch: 
             )
         engine.export_into(torch.empty(engine.shard_index().numel, dtype=torch.float32))
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what the engine has made for good, and its late imports

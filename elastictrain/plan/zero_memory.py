@@ -154,6 +154,7 @@ def _stage_1_bf16(parameters: int, weights: int, optimizer: int, both_uses: int)
 def _stage_1_bf16_offloaded(
     parameters: int, bucket: int, weights: int, optimizer: int, share: int, both_uses: int, pipeline: bool
 ) -> StateBytes:
+    # a pipeline reduces all gradients when its micro-batches are done: in one buffer, and in a flattened copy of it
     summed, buckets = FP32 * parameters, 2 * BYTES["bf16"] * bucket
     after, copies = (FP32 * share, 2 * FP32 * bucket) if pipeline else (summed, both_uses)
     return StateBytes(

@@ -21,6 +21,7 @@ from strike_peer import Peer
 from trial import WORLD_SIZE, Fault, Trial, processes_of
 
 from elastictrain.config import TrainConfig
+from elastictrain.runtime.home import settled
 
 NEVER_ENDING = 1_000_000
 """Steps: all train until they are stopped."""
@@ -103,7 +104,7 @@ def setup_of(bench: Bench, trial: Trial, peer: Peer, folder: Path) -> Setup:
     return Setup(
         name=folder.name,
         engine="deepspeed" if peer.sharded else "ddp",
-        config=TrainConfig.load(bench.job, settings).to_dict(),
+        config=settled(TrainConfig.load(bench.job, settings)).to_dict(),
         data_folder=str(elastictrain_run.data_folder(trial.name, bench.folder / "runs")),
         storage=str(folder / "storage"),
         checkpoint_every=bench.checkpoint_every,

@@ -20,6 +20,7 @@ its time from one.
     python benchmarks/overhead.py --same-allocator                    the bare loop gets the workers' malloc too
     python benchmarks/overhead.py --beside deepspeed,ddp,fsdp2,trainer
     python benchmarks/overhead.py train.global_batch=64               with other settings than jobs/llm_tiny.yaml's
+    python benchmarks/overhead.py --cores full --job benchmarks/waiting.yaml     steps that leave the processors free
 
 elastictrain's workers run with the C library's allocator set up for training (runtime/allocator.py), which a bare
 script has not. So the plain table says how fast a user trains with the one and with the other, and the one with
@@ -54,6 +55,7 @@ from two_nodes import Job, running, two_nodes
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import StepCommitted
+from elastictrain.runtime.home import settled
 from elastictrain.tracking.journal import read_journal
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "llm_tiny.yaml"
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--same-allocator", action="store_true", help="set up the loops' malloc as the workers'")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there too")
+    parser.add_argument("--job", type=Path, default=JOB, metavar="FILE", help="what all train (jobs/llm_tiny.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change in both")
     arguments = parser.parse_args()
     arguments.beside = arguments.beside.split(",")
@@ -100,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = [*engine_alone, *arguments.overrides, "faults=[]", f"train.steps={NEVER_ENDING}"]
     folder = Path(tempfile.mkdtemp(prefix="overhead-"))
     storage, loops = folder / "runs", arguments.beside
-    train = [str(COMMAND), "train", str(JOB), *settings, f"run.name={NAME}", f"run.storage={storage}"]
+    train = [str(COMMAND), "train", str(arguments.job), *settings, f"run.name={NAME}", f"run.storage={storage}"]
     try:
         _prepare(train, folder / "prepare.log")
         with ExitStack() as jobs:
@@ -130,11 +133,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     ends = [[e.finished_at for e in committed], *([*trained[loop].ends.values()] for loop in loops)]
     result = {
         "machine": found,
+        "job": arguments.job.name,
         "overrides": arguments.overrides,
         "same_allocator": arguments.same_allocator,
         "cases": {case: _compared(loops, *of_case, ends, arguments.rounds) for case, of_case in taken.items()},
     }
-    if "deepspeed" in loops and TrainConfig.load(JOB, settings).train.compile is not None:
+    if "deepspeed" in loops and TrainConfig.load(arguments.job, settings).train.compile is not None:
         losses = trained["deepspeed"].losses
         compared = [e.loss == losses[e.step] for e in committed if e.step in losses]
         result["losses"] = {"steps_compared": len(compared), "same_bits": all(compared)}
@@ -173,7 +177,7 @@ def _loop(loop: str, settings: list[str], storage: Path, address: str, arguments
     """One of the loops, under way."""
     lines = storage.parent / loop
     lines.mkdir()
-    config = TrainConfig.load(JOB, settings).to_dict()
+    config = settled(TrainConfig.load(arguments.job, settings)).to_dict()
     folder, same = str(data_folder(NAME, storage)), arguments.same_allocator
     setup = bare_loop.Setup(config, folder, WORLD_SIZE, str(lines), loop, same)
     described = lines / "setup.json"

@@ -14,6 +14,7 @@ DDP. One fault a trial, from outside:
     python benchmarks/recovery.py --fault node --zero 1,2,3 --peers ray_train
     python benchmarks/recovery.py --fault all --runs 5                the whole table; 2.5 hours on two cores
     python benchmarks/recovery.py --fault all --json --out result.json
+    python benchmarks/recovery.py --job benchmarks/waiting.yaml       steps that leave the processors free
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--fault", choices=[*CASES, "all"], default="worker", help="the case (default worker)")
     parser.add_argument(
         "--zero", type=_stages, metavar="N,N", help="ZeRO stages (default 1; of worker in `all`: 1,2,3)"
+    )
+    parser.add_argument(
+        "--job",
+        type=Path,
+        default=JOB,
+        metavar="FILE",
+        help="what all train, but for the checkpoint's larger model (default jobs/llm_tiny.yaml)",
     )
     parser.add_argument("--runs", type=int, default=3, help="faults per platform (default 3)")
     parser.add_argument(
@@ -84,7 +93,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     cases: tuple[Any, ...] = CASES if arguments.fault == "all" else (arguments.fault,)
     bench = faults.Bench(
-        job=JOB,
+        job=arguments.job,
         folder=folder,
         runs=arguments.runs,
         checkpoint_every=arguments.checkpoint_every,
@@ -93,14 +102,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         spare_nodes=int(arguments.spare_node),
     )
     measured: list[dict[str, Any]] = []
-    result = {"machine": found, "checkpoint_every": arguments.checkpoint_every, "cases": measured}
+    result = {
+        "machine": found,
+        "job": arguments.job.name,
+        "checkpoint_every": arguments.checkpoint_every,
+        "cases": measured,
+    }
     try:
         for case in cases:
             stages = arguments.zero or ([1, 2, 3] if arguments.fault == "all" and case == "worker" else [1])
             for stage in stages:
                 peers = chosen.for_case(case, arguments.peers, sharded_only=stage != stages[0])
                 if case == "checkpoint":
-                    measured.append(checkpoint_stall.measure(bench, stage, peers, arguments.spare_core))
+                    of_larger = replace(bench, job=JOB)
+                    measured.append(checkpoint_stall.measure(of_larger, stage, peers, arguments.spare_core))
                 else:
                     measured.append(faults.measure(bench, case, stage, peers))
                 if arguments.out:

@@ -250,7 +250,8 @@ def told(result: dict[str, Any]) -> str:
         below.append(f"losses: {same} in all {losses['steps_compared']} steps that elastictrain and the bare loop took")
     beside = "beside, same malloc" if result["same_allocator"] else "beside"
     header = ["steps/s, medians", beside, "elastictrain", "beside it", "ratio", "quartiles"]
-    return "\n".join([machine.line(result["machine"]), "", table(header, rows), "", *below])
+    head = [machine.line(result["machine"]), " ".join(["all train", result["job"], *result["overrides"]])]
+    return "\n".join([*head, "", table(header, rows), "", *below])
 
 
 if __name__ == "__main__":

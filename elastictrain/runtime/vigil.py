@@ -1,5 +1,7 @@
 """Keeping watch over the ranks of the running generation: ends those that hang, names those that are slow.
 
+A worker that waits for a rank and is stopped is ended too: it would take none.
+
 `watchdog` says who; here the guilty are asked for the stacks of their threads, ended, and told of. What that means for
 the run is the supervisor's to say.
 """
@@ -8,14 +10,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from elastictrain.config import ElasticSection
 from elastictrain.control import vocabulary as v
 from elastictrain.control.state import State
-from elastictrain.control.suspicion import Hang
 from elastictrain.events import Cause, StragglerFound
 from elastictrain.plan.layout import Layout
 from elastictrain.runtime.board import Progress
@@ -56,22 +57,25 @@ class Vigil:
         self._watchdog.step(seconds)
 
     def look(self, state: State) -> None:
-        """End ranks that hold up the others, if they have done so for too long."""
+        """End ranks that hold up the others, if they have done so for too long; and spares that would."""
         if state.phase not in ("forming", "running"):
             return
-        ranks = [self.roster.progress.get(name) for name in state.members]
+        told = self.roster.progress
+        spares = {name: told[name] for name in state.standbys if name in told}
+        self._end(self._watchdog.look_spare(spares), Cause("hang", "its process is stopped"), state)
+        ranks = [told.get(name) for name in state.members]
         hang = self._watchdog.look(ranks) if state.phase == "running" else self._watchdog.look_forming(ranks)
         if hang is None:
             return
         cause = Cause("hang", hang.message)
         if hang.ranks:
-            self._end(hang, cause, state)
+            self._end([state.members[rank] for rank in hang.ranks], cause, state)
         else:
             self.story.fail("hang", cause, generation=state.generation)
             self.tell(v.PeersBroken(state.generation, cause))
 
-    def _end(self, hang: Hang, cause: Cause, state: State) -> None:
-        for name in [state.members[rank] for rank in hang.ranks]:
+    def _end(self, names: Iterable[str], cause: Cause, state: State) -> None:
+        for name in names:
             handle, at = self.roster.fleet.workers.get(name), self.roster.progress[name]
             if handle is None or name in self.accused:
                 continue

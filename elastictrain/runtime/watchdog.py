@@ -28,6 +28,7 @@ class Watchdog:
         self._layout = Layout(1, 0, 1, 1)
         self._last: tuple[Hang, tuple[tuple[int, int], ...]] | None = None
         self._named: set[int] = set()
+        self._stopped: frozenset[str] = frozenset()
 
     def begin(self, generation: int, layout: Layout) -> None:
         """A generation trains from now on."""
@@ -58,6 +59,12 @@ class Watchdog:
         """The same while a generation forms: a process that is stopped would have the others wait."""
         known = {rank: at for rank, at in enumerate(ranks) if at is not None}
         return self._twice(find_stopped(_ranks(known)), known)
+
+    def look_spare(self, spares: Mapping[str, Progress]) -> frozenset[str]:
+        """Of the workers that wait for a rank, those that were stopped at the last look too: none would take one."""
+        stopped = frozenset(name for name, at in spares.items() if find_stopped(_ranks({0: at})))
+        again, self._stopped = stopped & self._stopped, stopped
+        return again
 
     def _twice(self, hang: Hang | None, known: Mapping[int, Progress]) -> Hang | None:
         if hang is None:

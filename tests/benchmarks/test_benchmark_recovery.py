@@ -141,7 +141,7 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "elastictrain": summary_of_stalls([Stall(0.02, 0.0, 1.0)]),
         "peers": {"zero": {"title": "Zero", **summary_of_stalls([Stall(1.0, 1.0, 1.0)])}},
     }
-    text = told({"machine": MACHINE, "cases": [node, checkpoint]})
+    text = told({"machine": MACHINE, "job": "a.yaml", "cases": [node, checkpoint]})
     rows = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()[2:8]]
     assert [cell.strip() for cell in rows[1]] == [
         "node lost, ZeRO 1: first new step",

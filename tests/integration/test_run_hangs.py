@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from itertools import pairwise
+from pathlib import Path
 
 from product import Product, Report, assert_same_training
 
@@ -49,16 +50,23 @@ def test_ranks_that_hang_are_replaced(product: Product, undisturbed: Report) -> 
 
 
 def test_a_spare_that_is_stopped_takes_no_rank(product: Product, undisturbed: Report) -> None:
-    """It is found when a group waits for it, and not at the deadline for groups to form."""
+    """It is found while it waits for one, and when a group waits for it: not at the deadline for groups to form."""
     running = product.begin("stopped-spare", "elastic.standby=1", "train.steps=100000")
-    running.until("a standby", lambda: (s := running.status()) and s.standbys)
+    [idle] = running.until("a standby", lambda: (s := running.status()) and s.standbys)
+    os.kill(idle.pid, signal.SIGSTOP)
+    [spare] = running.until(
+        "another", lambda: (s := running.status()) and [spare for spare in s.standbys if spare.pid != idle.pid]
+    )
+    assert not Path(f"/proc/{idle.pid}").exists()
     status = running.until_running(0)
-    [spare] = status.standbys
     os.kill(spare.pid, signal.SIGSTOP)
     os.kill(status.workers[1].pid, signal.SIGKILL)
     status = running.until_running(2)
     assert spare.pid not in [worker.pid for worker in status.workers]
-    assert running.stop().code == 130
+    ended = running.stop()
+    assert ended.code == 130
+    assert f"(pid {idle.pid}, node" in ended.out
+    assert "): its process is stopped" in ended.out
     report = product.report("stopped-spare")
     assert_same_training(report, undisturbed)
     killed, stopped = report["failures"]

@@ -20,7 +20,9 @@ def told(result: dict[str, Any]) -> str:
     """The result for people."""
     rows = [row for case in result["cases"] for row in rows_of(case)]
     splits = [split for case in result["cases"] for split in _splits(case)]
-    return "\n".join([machine.line(result["machine"]), f"all train {result['job']}", "", table(HEADER, rows), "", *splits])
+    return "\n".join(
+        [machine.line(result["machine"]), f"all train {result['job']}", "", table(HEADER, rows), "", *splits]
+    )
 
 
 def rows_of(case: dict[str, Any]) -> list[list[str]]:

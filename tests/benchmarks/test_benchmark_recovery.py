@@ -142,7 +142,8 @@ def test_the_table_has_a_row_for_each_peer_and_says_who_never_came_back() -> Non
         "peers": {"zero": {"title": "Zero", **summary_of_stalls([Stall(1.0, 1.0, 1.0)])}},
     }
     text = told({"machine": MACHINE, "job": "a.yaml", "cases": [node, checkpoint]})
-    rows = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()[2:8]]
+    rows = [[cell for cell in line.split("  ") if cell] for line in text.splitlines()[3:9]]
+    assert "a.yaml" in text.splitlines()[1]
     assert [cell.strip() for cell in rows[1]] == [
         "node lost, ZeRO 1: first new step",
         "0.50",

@@ -35,7 +35,8 @@ def job_of(config: TrainConfig) -> Job:
     # as large as bf16, and as fast on what runs it
     dtype: Dtype = "fp32" if config.train.dtype == "fp32" else "bf16"
     splits = config.model.kind == SPLIT_KIND
-    return Job(shape, dtype, config.train.global_batch, splits, config.parallel.gradient_dtype)
+    fp16 = config.train.dtype == "fp16"
+    return Job(shape, dtype, config.train.global_batch, splits, config.parallel.gradient_dtype, fp16)
 
 
 def asked_of(config: TrainConfig) -> Asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from elastictrain.plan.cluster import Cluster
 
 NUM_SHOWN = 8
+NUM_SIZES = 16
+"""Numbers of workers that are looked at, the largest ones."""
 
 
 def plan(
@@ -33,6 +36,7 @@ def plan(
     workers: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Workers; without it, as many as can share a step on the cluster's devices, or elastic.max_workers.",
             show_default=False,
         ),
@@ -45,8 +49,9 @@ def plan(
     Nothing is started, no data is read.
     """
     from elastictrain.config import TrainConfig
+    from elastictrain.errors import ConfigError
     from elastictrain.machines import read_cluster, this_machine
-    from elastictrain.plan.choose import NothingFits, rank_layouts, weigh, world_sizes
+    from elastictrain.plan.choose import NothingFits, rank_layouts, weigh
     from elastictrain.plan.layout import legal_world_sizes
     from elastictrain.plan.space import Candidate, everything
     from elastictrain.planning import job_of, overrides_of
@@ -56,20 +61,24 @@ def plan(
     found = read_cluster(cluster) if cluster else this_machine(resolved.elastic.max_workers)
     room = found.num_devices if cluster else resolved.elastic.max_workers
     world_size = workers or legal_world_sizes(job.global_batch, 1, 1, room)[-1]
+    if cluster and world_size > room:
+        raise ConfigError(
+            f"--workers {world_size}: {cluster} has {room} devices; ask for at most that, or add num_nodes"
+        )
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
     wider = rank_layouts(job, found, world_size, all_choices)
     try:
         ranking = rank_layouts(job, found, world_size)
     except NothingFits as error:
-        runs = job.runs(wider.best.candidate)
-        how = ": " + " ".join(overrides_of(wider.best.candidate)) if runs else ", but no engine runs that yet"
-        raise NothingFits(f"{error} {wider.best.candidate} would fit{how}.") from None
+        runs = wider.best_run_by(job)
+        how = ": " + " ".join(overrides_of(runs.candidate)) if runs else ", but no engine runs that yet"
+        raise NothingFits(f"{error} {(runs or wider.best).candidate} would fit{how}.") from None
     plan, most = _plan_of(resolved, job, found), resolved.elastic.max_workers
     as_written = None
     if world_size == most:
         layout = plan[most].layout if most in plan else resolved.layout(most)
         as_written = weigh(job, Candidate.of(layout), found)
-    sizes = world_sizes(job, found, resolved.elastic.min_workers, min(world_size, 64))
+    sizes = _sizes_of(resolved, job, found, plan, world_size)
     if as_json:
         typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, plan, sizes), indent=2))
     else:
@@ -87,6 +96,24 @@ def _plan_of(config: TrainConfig, job: Job, cluster: Cluster) -> Plan:
     return {}
 
 
+def _sizes_of(config: TrainConfig, job: Job, cluster: Cluster, plan: Plan, world_size: int) -> dict[int, Option | None]:
+    """What the run would train with at each number of workers up to this one; None where nothing fits."""
+    from elastictrain.plan.choose import fits, weigh, world_sizes
+    from elastictrain.plan.layout import legal_world_sizes
+    from elastictrain.plan.space import Candidate
+    from elastictrain.planning import asked_of
+
+    low, asked = config.elastic.min_workers, asked_of(config)
+    if config.parallel.layout == "manual":
+        legal = asked.world_sizes(low, max(world_size, config.elastic.max_workers))[-NUM_SIZES:]
+        weighed = {n: weigh(job, Candidate.of(asked.layout(n)), cluster) for n in legal}
+        return {n: option if fits(option.memory, cluster) else None for n, option in weighed.items()}
+    legal = legal_world_sizes(job.global_batch, 1, low, min(world_size, job.global_batch))[-NUM_SIZES:]
+    found = world_sizes(job, cluster, legal)
+    planned = {n: weigh(job, Candidate.of(choice.layout), cluster) for n, choice in plan.items()}
+    return dict(sorted((found | planned).items()))
+
+
 def _as_json(
     job: Job,
     cluster: Cluster,
@@ -100,7 +127,7 @@ def _as_json(
     from elastictrain.plan.cluster import TIME_ERROR
     from elastictrain.planning import overrides_of
 
-    best, others = ranking.best, ranking.best_of_each_kind()[1:]
+    best, others, asked = ranking.best, ranking.best_of_each_kind()[1:], wider.best_run_by(job)
     advised = advise(ranking, as_written, cluster)
     return {
         "version": 1,
@@ -114,6 +141,7 @@ def _as_json(
         "as_written": as_written.to_json() if as_written else None,
         "runs": {str(n): choice.to_json() for n, choice in plan.items()},
         "best_of_all": wider.best.to_json(),
+        "best_to_ask_for": asked and asked.to_json() | {"overrides": overrides_of(asked.candidate)},
         "num_looked_at": wider.num_looked_at,
         "world_sizes": {str(n): option and option.to_json() for n, option in sizes.items()},
     }
@@ -154,7 +182,7 @@ def _show(
             seconds_text(option.time.step_s),
             f"{option.tokens_per_s(job):,.0f}",
             f"{100 * option.utilisation(job, cluster):.0f} %",
-            "" if option is best else why(best, option),
+            "" if option.candidate == best.candidate else why(best, option),
         )
     console.print(table)
     error = f"{100 * TIME_ERROR:.0f} %"
@@ -166,6 +194,7 @@ def _show(
         )
     else:
         typer.echo(f"\nbest     {best.candidate}: elastictrain train CONFIG {' '.join(overrides_of(best.candidate))}")
+    typer.echo(f"time     {_time_parts(advised)}")
     typer.echo(f"memory   {_parts(advised)}, at its worst in the {advised.memory.moment}")
     if as_written and advised is not as_written:
         needs = bytes_text(as_written.memory.device_bytes)
@@ -174,17 +203,27 @@ def _show(
     equals = sum(option.as_fast_as(best) for option in ranking.best_of_each_kind()) - 1
     if equals:
         typer.echo(f"error    times are predicted to {error}: {equals} others may be as fast as {best.candidate}")
-    if not best.as_fast_as(wider.best):
-        gain = best.time.step_s / wider.best.time.step_s
-        more = f"{wider.best.candidate} would be {gain:.2g} times as fast"
-        if job.runs(wider.best.candidate):
-            typer.echo(f"asked    {more}, and has to be asked for: {' '.join(overrides_of(wider.best.candidate))}")
-        else:
-            typer.echo(f"later    {more}; no engine runs it yet")
+    asked = wider.best_run_by(job)
+    if asked and not best.as_fast_as(asked):
+        how = " ".join(overrides_of(asked.candidate))
+        typer.echo(f"asked    {_times_as_fast(asked, best)}, and has to be asked for: {how}")
+    if not (asked or best).as_fast_as(wider.best):
+        typer.echo(f"later    {_times_as_fast(wider.best, best)}; no engine runs it yet")
     if plan:
         told = [f"{choice.layout} with {n}" for n, choice in plan.items()]
         typer.echo(f"{'runs':8} {'; '.join(told[-NUM_SHOWN:])}")
-    typer.echo(f"workers  {_sizes(sizes, plan)}")
+    typer.echo(f"workers  {_sizes(sizes)}")
+
+
+def _times_as_fast(option: Option, best: Option) -> str:
+    return f"{option.candidate} would be {best.time.step_s / option.time.step_s:.2g} times as fast"
+
+
+def _time_parts(option: Option) -> str:
+    from elastictrain.tracking.wording import seconds_text
+
+    parts = sorted(((seconds, name) for name, seconds in asdict(option.time).items() if seconds), reverse=True)
+    return ", ".join(f"{name.replace('_', ' ')} {seconds_text(seconds)}" for seconds, name in parts)
 
 
 def _parts(option: Option) -> str:
@@ -195,12 +234,10 @@ def _parts(option: Option) -> str:
     return ", ".join(f"{name} {bytes_text(num_bytes)}" for name, num_bytes in parts if num_bytes)
 
 
-def _sizes(sizes: dict[int, Option | None], plan: Plan) -> str:
-    """With the memory of what the run would train with, where that is known."""
+def _sizes(sizes: dict[int, Option | None]) -> str:
     from elastictrain.tracking.wording import bytes_text
 
     memory = {n: option.memory for n, option in sizes.items() if option}
-    memory |= {n: choice.memory for n, choice in plan.items() if n in memory and choice.memory}
     fitting = [f"{n} ({bytes_text(needs.device_bytes)})" for n, needs in memory.items()]
     short = [str(n) for n, option in sizes.items() if option is None]
     told = f"the run can go on with {', '.join(fitting)}" if fitting else "the run can go on with no number"

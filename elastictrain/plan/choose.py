@@ -3,17 +3,18 @@
 All legal candidates are weighed: those that fit the device's memory are ranked by the seconds of a step, then by
 memory. Those seconds are predictions: of two that differ by less than their error neither is known to be the faster,
 so a config whose layout is as good as the best, as far as can be told, is left as it is. Where nothing fits,
-`NothingFits` says by how much the leanest candidate misses. Cost: about 40 us a candidate.
+`NothingFits` says by how much the leanest candidate misses. Cost: about 50 us a candidate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
-from elastictrain.plan.layout import GradientDtype, legal_world_sizes
+from elastictrain.plan.layout import GradientDtype
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND, refusal
@@ -32,12 +33,14 @@ class Job:
     """Whether the model can be dealt out to several workers."""
     gradient_dtype: GradientDtype = "fp32"
     """What gradients travel as, which the user decides."""
+    fp16: bool = False
+    """In fp16: as large as bf16 and as fast, but not every engine runs it."""
 
     def runs(self, candidate: Candidate) -> bool:
         """Whether this project's engines can train so."""
         c, shape = candidate, self.shape
         return not refusal(
-            self.dtype,
+            "fp16" if self.fp16 else self.dtype,
             zero_stage=c.zero_stage,
             pp=c.pp,
             tp=c.tp,
@@ -102,6 +105,10 @@ class Ranking:
         """The fastest."""
         return self.options[0]
 
+    def best_run_by(self, job: Job) -> Option | None:
+        """The fastest that this project's engines run."""
+        return next((option for option in self.options if job.runs(option.candidate)), None)
+
     def best_of_each_kind(self) -> tuple[Option, ...]:
         """The best micro-batch of each combination of degrees, ZeRO stage, offload and recomputation."""
         kinds: dict[tuple[Any, ...], Option] = {}
@@ -161,18 +168,12 @@ def _all_splits(job: Job, cluster: Cluster, world_size: int) -> Choices:
     return splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else Choices()
 
 
-def world_sizes(
-    job: Job,
-    cluster: Cluster,
-    low: int,
-    high: int,
-    choices: Choices | None = None,
-) -> dict[int, Option | None]:
-    """The best option of each legal world size within [low, high]; None where nothing fits."""
+def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int]) -> dict[int, Option | None]:
+    """The best option of each of these numbers of workers; None where nothing fits."""
     found: dict[int, Option | None] = {}
-    for world_size in legal_world_sizes(job.global_batch, 1, low, min(high, job.global_batch)):
+    for world_size in sizes:
         try:
-            found[world_size] = rank_layouts(job, cluster, world_size, choices).best
+            found[world_size] = rank_layouts(job, cluster, world_size).best
         except NothingFits:
             found[world_size] = None
     return found

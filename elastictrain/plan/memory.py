@@ -15,6 +15,7 @@ between tensors is `Device.fragmentation`, a share of what comes and goes.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from elastictrain.plan.activations import BYTES, FP32, micro_batch_bytes
@@ -67,20 +68,7 @@ def memory_of(shape: ModelShape, dtype: Dtype, candidate: Candidate, device: Dev
 
 def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stage: Stage, device: Device) -> Memory:
     offload = candidate.offload != "none"
-    state = state_bytes(
-        stage.dense,
-        dtype,
-        candidate.zero_stage,
-        candidate.zero_group,
-        table=stage.table,
-        tied=stage.tied,
-        small=stage.small,
-        pipeline=candidate.pp > 1,
-        offload=offload,
-    )
-    if stage.experts:
-        sharded_over = max(1, candidate.zero_group // candidate.ep)
-        state = _sum(state, state_bytes(stage.experts, dtype, candidate.zero_stage, sharded_over, offload=offload))
+    state = _state(stage, dtype, candidate.zero_stage, candidate.zero_group, candidate.ep, candidate.pp > 1, offload)
     tokens = candidate.micro_batch * shape.seq_len // candidate.sp
     of_one = micro_batch_bytes(
         shape, dtype, tokens, num_layers=stage.num_layers,
@@ -114,14 +102,37 @@ def _memory_of_stage(shape: ModelShape, dtype: Dtype, candidate: Candidate, stag
             host = masters + BYTES[dtype] * masters // FP32 + passing
         optimizer = 0
         host, nvme = (host + state.optimizer, 0) if candidate.offload == "cpu" else (host, state.optimizer)
-    found = []
+    passing_gathered = {"reduction": state.gathered_last, "update": 0}
+    worst, most = "", -1
     for moment, (gradients, buffers, activations) in moments.items():
-        gathered = {"reduction": state.gathered_last, "update": 0}.get(moment, state.gathered)
-        parts = (weights + gathered, gradients + shared_sum, optimizer, activations, buffers + passing)
-        lost = int(device.fragmentation * (activations + buffers + gathered))
-        found.append(Memory(moment, *parts, lost, device.reserved_bytes, host, nvme))
-    return max(found, key=lambda memory: memory.device_bytes)
+        comes_and_goes = activations + buffers + passing_gathered.get(moment, state.gathered)
+        needs = gradients + comes_and_goes + int(device.fragmentation * comes_and_goes)
+        if needs > most:
+            worst, most = moment, needs
+    gradients, buffers, activations = moments[worst]
+    gathered = passing_gathered.get(worst, state.gathered)
+    lost = int(device.fragmentation * (activations + buffers + gathered))
+    parts = (weights + gathered, gradients + shared_sum, optimizer, activations, buffers + passing)
+    return Memory(worst, *parts, lost, device.reserved_bytes, host, nvme)
 
 
-def _sum(one: StateBytes, other: StateBytes) -> StateBytes:
-    return StateBytes(*(getattr(one, f.name) + getattr(other, f.name) for f in fields(StateBytes)))
+@lru_cache(maxsize=4096)
+def _state(
+    stage: Stage, dtype: Dtype, zero_stage: int, zero_group: int, ep: int, pipeline: bool, offload: bool
+) -> StateBytes:
+    """Which does not depend on the micro-batch, and is most of what a search computes."""
+    state = state_bytes(
+        stage.dense,
+        dtype,
+        zero_stage,
+        zero_group,
+        table=stage.table,
+        tied=stage.tied,
+        small=stage.small,
+        pipeline=pipeline,
+        offload=offload,
+    )
+    if not stage.experts:
+        return state
+    experts = state_bytes(stage.experts, dtype, zero_stage, max(1, zero_group // ep), offload=offload)
+    return StateBytes(*(getattr(state, f.name) + getattr(experts, f.name) for f in fields(StateBytes)))

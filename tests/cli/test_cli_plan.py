@@ -22,6 +22,9 @@ LARGE = [
 ]  # fmt: skip
 
 
+ALL = ("elastic.max_workers=128", "train.micro_batch=1")
+
+
 def planned(*arguments: str) -> str:
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", RECIPE, *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -74,6 +77,34 @@ def test_a_cluster_with_more_devices_than_a_step_can_use() -> None:
     told = json.loads(planned("--json", "--cluster", str(H100), "train.global_batch=48"))
     assert told["best"]["layout"]["world_size"] == 48
     assert list(told["world_sizes"]) == ["1", "2", "3", "4", "6", "8", "12", "16", "24", "48"]
+
+
+def test_numbers_of_workers_are_those_that_the_run_can_have() -> None:
+    told = json.loads(planned("--json", "--cluster", str(H100), *LARGE, *ALL, "elastic.min_workers=96"))
+    assert told["runs"].keys() == told["world_sizes"].keys() == {"96", "128"}
+    split = ("parallel.layout=manual", "parallel.pp=2", "elastic.min_workers=2", "elastic.max_workers=4")
+    assert json.loads(planned("--json", *split))["world_sizes"].keys() == {"2", "4"}
+    assert CliRunner().invoke(app, ["plan", RECIPE, "--workers", "-1"]).exit_code == 2
+    too_many = CliRunner().invoke(app, ["plan", RECIPE, "--cluster", str(H100), "--workers", "4096"])
+    assert too_many.exit_code == 2
+    assert "h100x8.yaml has 128 devices" in too_many.output
+
+
+def test_what_runs_and_has_to_be_asked_for_is_named() -> None:
+    experts = ("model.num_experts=8", "model.intermediate_size=14336", "elastic.max_workers=32", "train.micro_batch=4")
+    arguments = ("--cluster", str(H100), "--workers", "32", *LARGE, *experts)
+    found = json.loads(planned("--json", *arguments))
+    asked = found["best_to_ask_for"]
+    assert asked["layout"]["ep"] > 1
+    assert asked["time"]["step_s"] < found["best"]["time"]["step_s"]
+    assert TrainConfig.load(RECIPE, [*LARGE, *experts, *asked["overrides"]]).layout(32).ep == asked["layout"]["ep"]
+    assert f"and has to be asked for: {' '.join(asked['overrides'])}" in planned(*arguments)
+
+
+def test_fp16_is_planned_as_its_engines_run_it() -> None:
+    found = json.loads(planned("--json", "--cluster", str(H100), *LARGE, *ALL, "train.dtype=fp16"))
+    layouts = [found["best"]["layout"], *(choice["layout"] for choice in found["runs"].values())]
+    assert all(layout.get("pp", 1) * layout.get("tp", 1) == 1 <= layout["zero_stage"] for layout in layouts)
 
 
 def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:

@@ -169,8 +169,9 @@ def test_the_best_is_never_beaten(shape: ModelShape, dtype: Dtype, world: int, b
 @settings(deadline=None, max_examples=40)
 @given(shapes(), dtypes, batches, st.integers(1, 8))
 def test_world_sizes_are_those_with_a_whole_step(shape: ModelShape, dtype: Dtype, batch: int, high: int) -> None:
-    sizes = world_sizes(Job(shape, dtype, batch), LARGE, 1, high)
-    assert set(sizes) == {n for n in range(1, high + 1) if batch % n == 0}
+    legal = [n for n in range(1, high + 1) if batch % n == 0]
+    sizes = world_sizes(Job(shape, dtype, batch), LARGE, legal)
+    assert list(sizes) == legal
     assert all(option and option.candidate.world_size == n for n, option in sizes.items())
 
 
@@ -258,7 +259,7 @@ def test_a_trillion_parameters_on_ten_thousand_devices_are_a_matter_of_seconds()
     assert 1e12 < shape.num_parameters < 3e12
     cluster = cluster_of(80 * 10**9, devices_per_node=8, num_nodes=1280)
     ranking = rank_layouts(Job(shape, "bf16", 10_240), cluster, 10_240, everything(shape, 10_240, 8, nvme=True))
-    # 60 us each: `rank_layouts` stays under 2 s of one core
+    # 50 us each: `rank_layouts` stays under 2 s of one core
     assert ranking.num_looked_at < 30_000
     best = ranking.best.candidate
     assert (best.world_size, best.global_batch) == (10_240, 10_240)

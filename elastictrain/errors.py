@@ -97,3 +97,11 @@ class PeerLostError(ElasticTrainError):
     """A collective broke because another rank went away; never the first cause of a failure."""
 
     fault = "infrastructure"
+
+
+def in_a_line(error: BaseException) -> tuple[str, str]:
+    """What went wrong in one line, and the traceback of the user's code where the message brings one."""
+    told, _, last = str(error).strip().rpartition("\n\n")
+    if isinstance(error, UserCodeError) and told:
+        return f"{told.splitlines()[-1]} ({last.splitlines()[0]})", told
+    return f"{type(error).__name__}: {error}".splitlines()[0], ""

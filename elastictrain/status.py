@@ -135,6 +135,10 @@ class Status:
         workers = tuple(replace(w, state="unknown") for w in self.workers)
         return replace(self, status="interrupted", workers=workers, message=_NOBODY)
 
+    def taken_over(self) -> Status:
+        """Of a run that another driver has begun to work on, which has told nothing yet: who was there is gone."""
+        return replace(self, status="preparing", workers=(), standbys=(), nodes=(), message="")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-able data; a loss that is infinite or no number becomes None, since JSON has no word for it."""
         finite = self.loss is not None and math.isfinite(self.loss)

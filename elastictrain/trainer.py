@@ -25,7 +25,7 @@ from elastictrain.checkpoint.store import CheckpointStore
 from elastictrain.config import TrainConfig
 from elastictrain.control.vocabulary import End
 from elastictrain.data.prepare import prepare
-from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, UserCodeError
+from elastictrain.errors import BadLossError, ElasticTrainError, InfrastructureError, UserCodeError, in_a_line
 from elastictrain.events import (
     Cause,
     DataReady,
@@ -312,9 +312,7 @@ def _is_complete(events: Sequence[Event], steps: int) -> bool:
 def _end_of(error: BaseException) -> End:
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return End("stopped", Cause("stop", str(error) or "interrupted"))
-    return End(
-        "failed", Cause("exception", f"{type(error).__name__}: {error}".splitlines()[0], "", type(error).__name__)
-    )
+    return End("failed", Cause("exception", *in_a_line(error), type(error).__name__))
 
 
 def _error(cause: Cause) -> ElasticTrainError:

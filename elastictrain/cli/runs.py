@@ -45,7 +45,11 @@ class StoredRun:
             raise DataError(
                 f"{self.storage.uri}/status.json is damaged: {error}. The run's next start replaces it."
             ) from None
-        return status if status.ended or self.driven(status) else status.interrupted()
+        if status.ended:
+            return status
+        if not self.driven(status):
+            return status.interrupted()
+        return status.taken_over() if self._has_another_driver(status) else status
 
     def driven(self, status: Status | None) -> bool:
         """Whether a process works on the run now."""
@@ -54,6 +58,13 @@ class StoredRun:
         from elastictrain.runtime.home import is_driven
 
         return is_driven(self.storage.local)
+
+    def _has_another_driver(self, status: Status) -> bool:
+        if self.storage.local is None:
+            return False
+        from elastictrain.runtime.home import driver_of
+
+        return driver_of(self.storage.local) not in (None, status.driver_pid)
 
     def events(self) -> EventLog:
         """The whole journal."""

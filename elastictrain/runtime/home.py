@@ -203,6 +203,15 @@ def is_driven(run_folder: Path) -> bool:
     return False
 
 
+def driver_of(run_folder: Path) -> int | None:
+    """Process that works on the run in this folder, as it has written into its lock; None where it has not."""
+    try:
+        pid, _, _ = (run_folder / "lock").read_text().partition(" ")
+        return int(pid)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _told(config: TrainConfig) -> TrainConfig:
     """The config as it is written down: without the passwords in its URIs."""
     return TrainConfig.from_dict(redact_all(config.to_dict()))

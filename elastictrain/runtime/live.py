@@ -71,7 +71,8 @@ class Live:
                 self.status, self._fault_at, self._broken = "recovering", event.at, event.generation
             case Recovered():
                 self.lost_steps += event.lost_steps
-                if self._fault_at is not None:  # else it is the last driver's end that was healed
+                # else it is the last driver's end that was healed, or a failure before the one that is under way
+                if self._fault_at is not None and event.generation > self._broken:
                     self.last_recovery_s = event.at - self._fault_at
             case RunEnded():
                 self.status = event.status

@@ -67,8 +67,8 @@ class Listener(Protocol):
         """A node or its keeper is gone."""
         ...
 
-    def keeper_lost(self, name: str, cause: Cause) -> None:
-        """A node's keeper is gone; the node and its workers live, and another keeper comes."""
+    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
+        """A node's keeper is gone, since `at` if that is known; the node and its workers live, another keeper comes."""
         ...
 
     def head_lost(self, message: str) -> None:
@@ -224,8 +224,8 @@ class Roster:
             return
         self.replace_keeper(node, cause)
 
-    def replace_keeper(self, node: Node, why: Cause) -> None:
-        """Start another keeper on a node that lives; its workers stay."""
+    def replace_keeper(self, node: Node, why: Cause, at: float | None = None) -> None:
+        """Start another keeper on a node that lives; its workers stay. `at` is when the last one fell silent."""
         lost = node.keeper
         self.questions.lost(lost)
 
@@ -235,7 +235,7 @@ class Roster:
             self._start_keeper(node)
             message = f"the keeper of node {node.name} is lost, and another takes over: {why.message}"
             cause = Cause("keeper", message, why.traceback, why.error_type)
-            self.listener.keeper_lost(node.name, cause)
+            self.listener.keeper_lost(node.name, cause, at)
             self.fleet.end(lost)
 
         self._with_head(replace)
@@ -306,7 +306,7 @@ class Roster:
             self._probe = Probe(asked)
         for name in [name for name, s in silent.items() if s > SILENT_KEEPER_S]:
             silence = f"it has answered nothing for {SILENT_KEEPER_S:.0f} s"
-            self.replace_keeper(self.fleet.nodes[name], Cause("keeper", silence))
+            self.replace_keeper(self.fleet.nodes[name], Cause("keeper", silence), time.time() - silent[name])
 
     def _start_keeper(self, node: Node) -> None:
         self.replies.expect(

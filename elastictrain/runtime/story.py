@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from elastictrain.control.vocabulary import Form
@@ -45,11 +45,13 @@ class Story:
     _told_layout: dict[str, Any] | None = None
     _lost_steps: int = 0
     _continuation: Continuation = "bit_exact"
-    _unhealed: bool = False
+    _unhealed: set[int] = field(default_factory=set)
+    """Generations that failed and that no later one's first step has healed; -1 is the last driver's."""
     _first_step_pending: bool = False
 
     def __post_init__(self) -> None:
-        self._unhealed, self._lost_steps = self.lost_steps is not None, self.lost_steps or 0
+        if self.lost_steps is not None:
+            self._unhealed, self._lost_steps = {-1}, self.lost_steps
 
     @property
     def step(self) -> int:
@@ -74,7 +76,7 @@ class Story:
     ) -> None:
         """A generation can't go on. `at` is when that happened, `step` the one in flight; both as far as known."""
         now = time.time()
-        self._unhealed = True
+        self._unhealed.add(generation)
         self.record(FailureDetected(at or now, now, generation, kind, ranks, node, pid, cause, step or self.step + 1))
 
     def commit(self, header: ShardHeader) -> tuple[list[StepCommitted], bool]:
@@ -132,8 +134,8 @@ class Story:
             )
 
     def _heal(self, first: StepCommitted) -> None:
-        """One recovery heals all failures since the last step."""
-        if self._unhealed:
+        """One recovery heals all failures since the last step; none of its own generation, whose news may come first."""
+        if min(self._unhealed, default=first.generation) < first.generation:
             self.record(
                 Recovered(
                     at=first.finished_at,
@@ -144,5 +146,5 @@ class Story:
                     continuation=self._continuation,
                 )
             )
-        self._unhealed = False
+        self._unhealed = {generation for generation in self._unhealed if generation >= first.generation}
         self._lost_steps = 0

@@ -199,10 +199,10 @@ class Supervisor:
         way_out = "The run goes on when it is submitted again, to a cluster that is there."
         self._end = v.End("failed", Cause("resources", f"{message}. {way_out}"))
 
-    def keeper_lost(self, name: str, cause: Cause) -> None:
+    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
         """See `roster.Listener`."""
         workers = [w.name for w in self._fleet.workers.values() if w.node == name]
-        self._attribution.to_node("keeper_lost", name, workers, cause)
+        self._attribution.to_node("keeper_lost", name, workers, cause, at)
         self._tell(v.KeeperLost(name, cause))
         self._regroup.forget_node(name)
 

@@ -98,8 +98,8 @@ def _wait_status(fd: int, pid: int) -> int | None:
     """The process's wait status (as of waitpid), or None where the kernel keeps it to itself."""
     end = time.monotonic() + _STATUS_PATIENCE_S
     while True:
-        # first the kernel, which knows once the parent has reaped, then /proc, which knows until then; it may be reaped
-        # between the two, so both are asked again
+        # first the kernel, which knows once the parent has reaped, then /proc, which knows until then (a parent that
+        # ignores SIGCHLD leaves no zombie: X for a moment); it may be reaped between the two, so both are asked again
         info = bytearray(64)
         struct.pack_into("Q", info, 0, _INFO_EXIT)
         try:
@@ -111,7 +111,7 @@ def _wait_status(fd: int, pid: int) -> int | None:
         try:
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
-            if fields[0] == "Z":
+            if fields[0] in ("Z", "X"):
                 return int(fields[-1])
         except (OSError, ValueError):
             pass

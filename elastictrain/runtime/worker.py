@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -32,6 +32,7 @@ from elastictrain.errors import (
     PeerLostError,
     StaleGenerationError,
     StateCorruptedError,
+    in_a_line,
 )
 from elastictrain.events import Cause
 from elastictrain.runtime.allocator import keep_memory
@@ -39,6 +40,8 @@ from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
 from elastictrain.uncollected import uncollected
+
+T = TypeVar("T")
 
 WORKER_THREADS = 8
 """Control calls that may be under way beside the training thread."""
@@ -86,7 +89,7 @@ class Worker:
 
     def warm(self, zero_stage: int) -> WorkerInfo:
         """Import everything, build and drop one engine, so that later ones cost milliseconds; once, however often."""
-        return self._training.submit(self._warm, zero_stage).result()
+        return self._training.submit(_exit_is_an_error, lambda: self._warm(zero_stage)).result()
 
     def _warm(self, zero_stage: int) -> WorkerInfo:
         with uncollected():
@@ -130,7 +133,7 @@ class Worker:
     def _guarded(self, generation: int, work: Callable[[], Any]) -> Any:
         if generation < self._fenced:
             raise InterruptedError(f"generation {generation} was fenced")
-        return work()
+        return _exit_is_an_error(work)
 
     def _explain(self, error: Exception, generation: int) -> Outcome:
         from elastictrain.engine.failures import classify
@@ -147,7 +150,7 @@ class Worker:
         text = "".join(traceback.format_exception(error))
         if isinstance(error, BadLossError):
             return Outcome("raised", step, at, Cause("bad_loss", str(error), "", type(error).__name__))
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        line, _ = in_a_line(error)
         if is_out_of_memory(error):
             # the failed pass's activations live in its frames: free them now, not at some later collection
             traceback.clear_frames(error.__traceback__)
@@ -185,6 +188,14 @@ class Worker:
         """The model of a durable checkpoint on held-out text."""
         evaluation: Evaluation = self._training.submit(self._rank.evaluate, step, micro_batch).result()
         return evaluation
+
+
+def _exit_is_an_error(work: Callable[[], T]) -> T:
+    """Where the user's code calls sys.exit: Ray would take that for the actor's own wish to go, and tell nobody."""
+    try:
+        return work()
+    except SystemExit as error:
+        raise RuntimeError(f"the model's code called sys.exit({error.code!r})") from error
 
 
 WorkerActor = ray.remote(max_concurrency=WORKER_THREADS)(Worker)

@@ -152,7 +152,9 @@ def _speed(rates: list[float], strip: Strip, axis: TimeAxis) -> str:
 
 def _sizes(report: dict[str, Any], strip: Strip, axis: TimeAxis) -> Iterator[str]:
     generations = sorted(report["generations"], key=lambda g: g["at_s"])
-    ends = [*(g["at_s"] for g in generations[1:]), report["wall_s"]]
+    seen = {attempt["attempt"]: attempt["seen_s"] for attempt in report["attempts"]}
+    nexts = [*(g["at_s"] for g in generations[1:]), report["wall_s"]]
+    ends = [min(next_s, seen[g["attempt"]]) for g, next_s in zip(generations, nexts, strict=True)]
     for together in gather([*zip(generations, ends)], lambda found: axis.x(found[0]["at_s"])):
         generation, (_, end_s) = together[0][0], together[-1]
         left, right = axis.x(generation["at_s"]), axis.x(end_s)

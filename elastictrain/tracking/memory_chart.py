@@ -1,13 +1,15 @@
 """The memory that ranks use over the run's time, beside what the plan said that they need, as SVG (pure).
 
 From the report's `rank_memory` and `layouts`: a band from the rank with the least to the one with the most, the most as
-a line, the plan as a dashed line that changes with the layout. At most 2,000 points whatever the run's length.
+a line, the plan as a dashed line that changes with the layout. At most 2,000 points an attempt, whatever its length.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from elastictrain.tracking.clock_chart import Strip, TimeAxis, grid
@@ -30,7 +32,7 @@ def memory_chart(report: dict[str, Any], width: int, height: int) -> str:
     label = f"Memory of a rank, at most {bytes_text(max(max(m['bytes']) for m in measured))}"
     body = [
         *grid(strip, axis, [(v, bytes_text(v) if v else "0") for v in ticks(0.0, strip.high, 4)]),
-        *_used(measured, strip, axis),
+        *(part for attempt in _by_attempt(report) for part in _used(attempt, strip, axis)),
         *_plan(planned, strip, axis),
         axis.draw(strip.bottom + 18.0, 4 if width < 600 else 8),
     ]
@@ -47,6 +49,12 @@ def _planned(report: dict[str, Any]) -> Iterator[tuple[float, float, int]]:
     for chosen, end_s in zip(layouts, ends, strict=True):
         if chosen["memory_bytes"] is not None:
             yield chosen["at_s"], end_s, chosen["memory_bytes"]
+
+
+def _by_attempt(report: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Between two attempts nobody used any."""
+    starts = [attempt["started_s"] for attempt in report["attempts"]]
+    yield from (list(group) for _, group in groupby(report["rank_memory"], lambda m: bisect(starts, m["at_s"])))
 
 
 def _used(measured: list[dict[str, Any]], strip: Strip, axis: TimeAxis) -> Iterator[str]:

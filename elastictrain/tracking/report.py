@@ -169,6 +169,7 @@ def _attempt(attempt: Attempt, begun_at: float) -> dict[str, Any]:
         "status": ending.status if ending else None,
         "started_s": start.at - begun_at,
         "ended_s": attempt.ended_at - begun_at if ending else None,
+        "seen_s": attempt.ended_at - begun_at,
         "cause": _cause(ending.cause) if ending and ending.cause else None,
     }
 

@@ -126,10 +126,12 @@ class KeptRun:
         self.change_status(status="complete", step=4)
 
     @contextmanager
-    def driven(self) -> Iterator[None]:
-        """Hold the run's lock, as its driver does."""
+    def driven(self, pid: str = "") -> Iterator[None]:
+        """Hold the run's lock, as its driver does, or another one of this pid."""
         with (self.folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.write(pid.encode())
+            lock.flush()
             yield
 
 

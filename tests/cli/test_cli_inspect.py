@@ -35,6 +35,17 @@ def test_a_run_whose_driver_is_gone_is_interrupted(kept: KeptRun) -> None:
     assert {w["state"] for w in found["workers"]} == {"unknown"}
 
 
+def test_the_processes_of_a_driver_that_died_are_not_those_of_the_next(kept: KeptRun) -> None:
+    """Somebody may end processes by their numbers, and these may be others' by now."""
+    driver = json.loads(told(kept, "status", "quickstart", "--json").stdout)["driver_pid"]
+    with kept.driven(f"{driver} on a-node"):
+        assert json.loads(told(kept, "status", "quickstart", "--json").stdout)["status"] == "running"
+    with kept.driven(f"{driver + 1} on a-node"):
+        found = json.loads(told(kept, "status", "quickstart", "--json").stdout)
+    assert (found["status"], found["step"]) == ("preparing", 3)
+    assert found["workers"] == found["standbys"] == found["nodes"] == []
+
+
 def test_a_run_that_never_had_a_lock_is_interrupted(kept: KeptRun) -> None:
     assert json.loads(told(kept, "status", "--json").stdout)["status"] == "interrupted"
 

@@ -20,6 +20,16 @@ from elastictrain.workloads import build_workload
 DIGITS = Path(__file__).parents[2] / "docs" / "examples" / "digits.py"
 
 
+EXITS = """
+
+class Exits(Digits):
+    def loss(self, module, batch):
+        if pathlib.Path(__file__).with_name("now").exists():
+            sys.exit(9)
+        return super().loss(module, batch)
+"""
+
+
 def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) -> None:
     code = shutil.copy(DIGITS, tmp_path)
     named = (f"model={{kind: own, workload: '{code}:Digits'}}", f"data.samples={code}:samples")
@@ -56,3 +66,20 @@ def test_digits_survive_a_kill_and_are_read(product: Product, tmp_path: Path) ->
     other = product.train("digits-calm", *own, "train.steps=130")
     assert other.code == 3
     assert "1,597 and 200 held out, and it was 1,572 and 225" in other.err
+
+
+def test_code_that_exits_is_told_and_not_tried_for_ever(product: Product, tmp_path: Path) -> None:
+    code = tmp_path / "exits.py"
+    code.write_text("import pathlib\nimport sys\n\n" + DIGITS.read_text() + EXITS)
+    named = (f"model={{kind: own, workload: '{code}:Exits'}}", f"data.samples={code}:samples")
+    running = product.begin("exits", *named, "data.validation_samples=225", "train.steps=100000")
+    running.until_running(0)
+    running.until("some steps", lambda: (s := running.status()) and s.step > 3)
+    (tmp_path / "now").touch()
+    ended = running.end()
+    assert ended.code == 4
+    report = product.report("exits")
+    assert {f["kind"] for f in report["failures"]} == {"user_error"}
+    assert "the model's code called sys.exit(9)" in report["failures"][0]["cause"]["message"]
+    assert "in loss" in report["failures"][0]["cause"]["traceback"]
+    assert len(report["failures"]) <= 4  # of each rank once or twice

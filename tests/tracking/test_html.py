@@ -14,7 +14,7 @@ from hypothesis import given
 
 from elastictrain.events import Cause, Warned
 from elastictrain.tracking.chart import loss_chart, standalone_svg
-from elastictrain.tracking.clock_chart import STACK, clock_chart
+from elastictrain.tracking.clock_chart import STACK, TimeAxis, clock_chart
 from elastictrain.tracking.heat_map import heat_map
 from elastictrain.tracking.html import LEDGER, render_html
 from elastictrain.tracking.ledger import BUCKETS
@@ -100,6 +100,18 @@ def test_steps_lost_to_the_death_of_a_driver_are_not_put_down_to_failures() -> N
     assert "done again after 1 death of the driver" in page
     assert "done again after 2 failures and 1 death of the driver" in render_html(build_report(full_story().events))
     assert "done again after 0 failures" in render_html(build_report(Story().start().generation().steps(3).events))
+
+
+def test_nobody_works_between_two_attempts() -> None:
+    report = build_report(full_story().events)
+    gone_s = report["attempts"][0]["seen_s"]
+    back_s = next(g["at_s"] for g in report["generations"] if g["attempt"] == 2)
+    assert back_s > gone_s + 10
+    chart = ElementTree.fromstring(clock_chart(report, 1000, 400))
+    x = TimeAxis(48.0, 1000 - 18.0, report["wall_s"]).x((gone_s + back_s) / 2)
+    bars = [bar for bar in chart.iter("rect") if bar.get("class") == "world"]
+    assert len(bars) == len(report["generations"])
+    assert not any(float(bar.attrib["x"]) <= x <= float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in bars)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from elastictrain import TrainConfig
 from elastictrain.cli import app
 from elastictrain.data.samples import TensorSamples, look_at_named, named_samples
-from elastictrain.errors import ConfigError, DataError, UserCodeError
+from elastictrain.errors import ConfigError, DataError, UserCodeError, in_a_line
 from elastictrain.runtime.home import settled
 from elastictrain.workloads import build_workload
 from elastictrain.workloads.named import load_named
@@ -71,8 +72,13 @@ def test_what_takes_no_config_is_told_with_its_traceback() -> None:
 def test_what_the_code_raises_is_told_with_its_traceback(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("def fails():\n    raise ValueError('too early')\nfails()\n")
-    with pytest.raises(UserCodeError, match=r"line 2, in fails(.|\n)*ValueError: too early(.|\n)*can't be imported"):
+    told = r"line 2, in fails(.|\n)*ValueError: too early(.|\n)*can't be imported"
+    with pytest.raises(UserCodeError, match=told) as failed:
         load_named("model.workload", f"{file}:Model")
+    line, traceback = in_a_line(failed.value)
+    assert re.fullmatch(r"ValueError: too early \(model.workload .*: .*broken.py can't be imported\)", line)
+    assert traceback.startswith("Traceback (most recent call last):")
+    assert in_a_line(ValueError("a\nb")) == ("ValueError: a", "")
     file.write_text("def Model(config): return config\n")
     assert load_named("model.workload", f"{file}:Model")(7) == 7, "what failed is read again"
 

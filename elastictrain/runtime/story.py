@@ -134,7 +134,7 @@ class Story:
             )
 
     def _heal(self, first: StepCommitted) -> None:
-        """One recovery heals all failures since the last step; none of its own generation, whose news may come first."""
+        """One recovery heals all failures since the last step, but for its own generation's, which are told early."""
         if min(self._unhealed, default=first.generation) < first.generation:
             self.record(
                 Recovered(

@@ -1,6 +1,7 @@
 """Performing `Fence`: quiet the survivors, shut the keepers to the old generation, find the best state that is left.
 
-survivors: break collectives, finish the copy in flight, drop the engine      (a deadline; who misses it is ended)
+survivors: break collectives, finish the copy in flight, drop the engine      (a deadline; who misses it is ended, and
+           before it who is stuck in a collective: gloo forgets to tell one when a write to a dead peer fails at once)
 keepers:   refuse the old generation, verify and list what they hold
 then:      newest step that memory holds completely, or the newest verified durable checkpoint, or a fresh start
 """
@@ -8,7 +9,7 @@ then:      newest step that memory holds completely, or the newest verified dura
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ray.exceptions import RayError
@@ -17,12 +18,17 @@ from elastictrain.checkpoint.source import LocatedShard
 from elastictrain.control.restore import MemoryState, ShardAt, newest_complete
 from elastictrain.control.vocabulary import Fence
 from elastictrain.events import Cause
+from elastictrain.runtime.board import Progress
 from elastictrain.runtime.estate import UPDATED
 from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.protocol import FenceReply, Question
 from elastictrain.runtime.questions import Questions
 from elastictrain.runtime.replies import Replies
 from elastictrain.state.tensors import ShardHeader
+
+STUCK_S = 2.0
+"""A collective raises within milliseconds of the order to leave it; busy machines are given so long."""
+_STUCK = "it is stuck in a collective of a generation that was given up"
 
 
 @dataclass
@@ -42,6 +48,8 @@ class Fencing:
     """What a keeper had not told yet; its snapshots come later, with those of all keepers."""
     held: Callable[[ShardHeader], None]
     """A snapshot in memory, in the order of the steps: each step's before those of the next."""
+    progress: Mapping[str, Progress]
+    """Where each worker is, as its keeper told last: another object each time."""
     done: Callable[[Fencing], None]
     shards: list[LocatedShard] = field(default_factory=list)
     updated_step: int = 0
@@ -50,6 +58,8 @@ class Fencing:
     _workers: set[str] = field(default_factory=set)
     _keepers: set[str] | None = None
     _insisted: bool = False
+    _waiting: dict[str, Progress] = field(default_factory=dict)
+    """Where those were who waited in a collective when they should have left it."""
 
     def start(self) -> None:
         """Send the survivors home."""
@@ -66,6 +76,10 @@ class Fencing:
     def check(self) -> None:
         """End whoever has missed the deadline; at half time, ask again past keepers that may hang."""
         waited_s = time.monotonic() - self._begun
+        if self._keepers is None and waited_s > STUCK_S:
+            for name in list(self._workers):
+                if self._is_stuck(name):
+                    self.lose_worker(name, Cause("hang", _STUCK))
         if self._keepers is None and not self._insisted and waited_s > self.quiet_timeout_s / 2:
             self._insisted = True
             self.questions.insist()
@@ -73,6 +87,15 @@ class Fencing:
             for name in list(self._workers):
                 late = f"did not leave its generation within {self.quiet_timeout_s:.0f} s"
                 self.lose_worker(name, Cause("hang", late))
+
+    def _is_stuck(self, name: str) -> bool:
+        """Whether it was seen twice in a collective whose connections are shut: it never comes out of that."""
+        at = self.progress.get(name)
+        if at is None or not at.waiting or at.generation >= self.order.generation:
+            self._waiting.pop(name, None)
+            return False
+        before = self._waiting.setdefault(name, at)
+        return at is not before and (at.generation, at.waits) == (before.generation, before.waits)
 
     def forget_worker(self, name: str) -> None:
         """A worker is lost: it writes no more."""

@@ -128,6 +128,7 @@ class Regroup:
             lose_node=self._roster.keeper_failed,
             hear=lambda name, reply: self._roster.hear(self._fleet.nodes[name], reply.events),
             held=self._owner.committed,
+            progress=self._roster.progress,
             done=done,
         )
 

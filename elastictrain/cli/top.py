@@ -105,6 +105,7 @@ class View:
         from rich.text import Text
 
         from elastictrain.progress import status_table
+        from elastictrain.tracking.cost import cost_of
 
         self.status = self._run.status() or self.status
         self._read()
@@ -112,6 +113,8 @@ class View:
         ledger = self._ledger.goodput(None if self.status.ended else time.time())
         if ledger.wall_s:
             parts += [Text(), ledger_bar(ledger)]
+        if (cost := cost_of(self._latest.price, ledger)) is not None:
+            parts.append(Text(f"cost {cost:.4g}"))
         if ranks := list(rank_bars(self._latest.timed, self.status.generation)):
             parts += [Text(), *ranks]
         age_s = max(0.0, time.time() - self.status.updated_at)

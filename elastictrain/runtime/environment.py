@@ -26,6 +26,8 @@ def environment() -> dict[str, str]:
 
 
 def _git_commit() -> str:
+    if told := os.environ.get("GIT_COMMIT"):  # where there is no repository: a submitted job's folder has no .git
+        return told
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

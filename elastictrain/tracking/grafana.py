@@ -45,6 +45,7 @@ PANELS = (
     Panel("Memory of each rank, and the plan's", (m.RANK_BYTES, m.PLAN_BYTES)),
     Panel("Failures and lost steps", (m.FAILURES, m.LOST_STEPS, m.GENERATION)),
     Panel("What the model tells", (m.GAUGE,)),
+    Panel("What it costs", (m.COST,)),
     Panel("Recovery and checkpoint writing", (m.RECOVERY_S, m.CHECKPOINT_S)),
 )
 WIDTH, HEIGHT = 12, 8

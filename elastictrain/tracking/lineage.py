@@ -19,6 +19,7 @@ from elastictrain.events import (
     Event,
     FailureDetected,
     GenerationStarted,
+    LayoutChosen,
     NodesMeasured,
     Recovered,
     RunEnded,
@@ -26,6 +27,8 @@ from elastictrain.events import (
     StepCommitted,
     Warned,
 )
+from elastictrain.plan.layout import Layout
+from elastictrain.tracking.cost import cost_of, price_of
 from elastictrain.tracking.family import Family, Kin
 from elastictrain.tracking.ledger import productive_s
 from elastictrain.tracking.redact import redact, redact_all
@@ -88,6 +91,7 @@ class Lineage:
         self.family = Family()
         self._open_failures: list[FailureDetected] = []
         self._step, self._run = 0, ""
+        self._price: float | None = None
         self._best = self._last = ""
 
     def add(self, events: Iterable[Event]) -> Batch:
@@ -123,7 +127,7 @@ class Lineage:
             batch.metrics += _step_points(event)
         elif isinstance(event, RunStarted):
             self._open_failures.clear()
-            self._run = event.run
+            self._run, self._price = event.run, price_of(event.config)
             batch.params.append({key: _param(value) for key, value in flatten(redact_all(event.config))})
             batch.configs[event.attempt] = redact_all(event.config)
             batch.status, batch.ended_at_ms = "RUNNING", None
@@ -131,6 +135,8 @@ class Lineage:
             batch.tags |= {f"environment.{k}": cut(redact(v)) for k, v in event.environment.items()}
         elif isinstance(event, GenerationStarted):
             batch.metrics.append(_point("ft/world_size", event.world_size, event.at, event.first_step))
+        elif isinstance(event, LayoutChosen):
+            batch.tags |= {f"plan.{name}": cut(value) for name, value in _plan_tags(event)}
         elif isinstance(event, NodesMeasured):
             batch.metrics += _node_points(event)
         elif isinstance(event, FailureDetected):
@@ -173,6 +179,16 @@ class Lineage:
         for bucket, seconds in ledger.seconds.items():
             if seconds:
                 yield _point(f"goodput/{bucket}_s", seconds, at, self._step)
+        if (cost := cost_of(self._price, ledger)) is not None:
+            yield _point("cost/total", cost, at, self._step)
+
+
+def _plan_tags(event: LayoutChosen) -> Iterator[tuple[str, str]]:
+    yield "layout", str(Layout(**event.layout))
+    yield "why", event.why
+    yield "runner_up", event.runner_up
+    yield "memory_bytes", "" if event.memory_bytes is None else str(event.memory_bytes)
+    yield "step_s", "" if event.step_s is None else repr(event.step_s)
 
 
 def _checkpoint_tags(kin: Kin) -> dict[str, str]:

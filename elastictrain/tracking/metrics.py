@@ -17,9 +17,11 @@ from elastictrain.events import (
     LayoutChosen,
     NodesMeasured,
     RanksTimed,
+    RunStarted,
     StepCommitted,
 )
 from elastictrain.status import Status
+from elastictrain.tracking.cost import cost_of, price_of
 from elastictrain.tracking.ledger import Goodput
 from elastictrain.tracking.step_times import waits_of
 
@@ -72,6 +74,7 @@ RANK_STEP = Metric("elastictrain_rank_step", "Step that a rank is at", "", ("ran
 RANK_S = Metric("elastictrain_rank_own_seconds", "A rank's own work in a step, without its waits", "s", ("rank",))
 RANK_BYTES = Metric("elastictrain_rank_memory_bytes", "In use on a rank's device", "bytes", ("rank",))
 PLAN_BYTES = Metric("elastictrain_plan_memory_bytes", "What the plan says that a rank needs", "bytes")
+COST = Metric("elastictrain_cost", "What the run cost so far, in the currency of cluster.worker_cost_per_hour")
 
 METRICS = (
     STEP,
@@ -99,6 +102,7 @@ METRICS = (
     RANK_S,
     RANK_BYTES,
     PLAN_BYTES,
+    COST,
 )
 
 
@@ -107,6 +111,8 @@ class Latest:
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.num_failures = 0
+        self.price: float | None = None
+        """Of a worker for an hour."""
         self.step: StepCommitted | None = None
         self.checkpoint: CheckpointWritten | None = None
         self.timed: RanksTimed | None = None
@@ -118,6 +124,8 @@ class Latest:
     def add(self, event: Event) -> None:
         """Take in the next event."""
         match event:
+            case RunStarted():
+                self.price = price_of(event.config)
             case StepCommitted():
                 self.step = event
             case FailureDetected():
@@ -139,6 +147,8 @@ def readings(status: Status, latest: Latest, ledger: Goodput) -> Iterator[Readin
     for bucket in ledger.run_us:
         yield Reading(BUCKET_S, ledger.seconds[bucket], {"bucket": bucket})
         yield Reading(WORKER_S, ledger.worker_seconds[bucket], {"bucket": bucket})
+    if (cost := cost_of(latest.price, ledger)) is not None:
+        yield Reading(COST, cost, {})
     if (step := latest.step) is not None:
         waits = waits_of(step)
         yield Reading(STEP_S, step.finished_at - step.begun_at, {})

@@ -36,6 +36,7 @@ from elastictrain.events import (
 )
 from elastictrain.tracking.attempts import Attempt, split_attempts
 from elastictrain.tracking.committed import committed_steps
+from elastictrain.tracking.cost import cost_of, price_of
 from elastictrain.tracking.event_log import View
 from elastictrain.tracking.ledger import Goodput, of_attempts, stalls, total
 from elastictrain.tracking.redact import redact, redact_all
@@ -279,12 +280,11 @@ def _checkpoints(events: Sequence[Event], stall_s: Mapping[int, float], begun_at
 
 
 def _cost(config: dict[str, Any], ledger: Goodput, tokens: int) -> dict[str, Any] | None:
-    """What the workers' time cost, but for the time in which nobody ran the run; None without a price."""
-    price = (config.get("cluster") or {}).get("worker_cost_per_hour")
-    if not isinstance(price, int | float):
+    """See `cost_of`; None without a price."""
+    price = price_of(config)
+    spent = cost_of(price, ledger)
+    if spent is None:
         return None
-    paid_us = {bucket: us for bucket, us in ledger.workers_us.items() if bucket != "down"}
-    spent = sum(paid_us.values()) / 3.6e9 * price
     return {
         "worker_cost_per_hour": price,
         "total": spent,

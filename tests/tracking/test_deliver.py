@@ -71,6 +71,8 @@ def test_one_mlflow_run_tells_the_whole_story(tmp_path: Path, uri: str, client: 
     assert run.data.tags["elastictrain.attempts"] == "2"
     assert run.data.tags["elastictrain.status"] == "complete"
     assert "SIGKILL" in run.data.tags["elastictrain.last_failure"]
+    assert run.data.tags["plan.layout"].startswith("dp")
+    assert "nothing is known to be faster" in run.data.tags["plan.why"]
     assert "secret" not in run.data.tags["elastictrain.last_warning"]
     assert run.data.params["train.global_batch"] == "16"
     committed = [(e.step, e.loss) for e in story.events if isinstance(e, StepCommitted)]

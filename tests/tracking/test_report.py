@@ -24,8 +24,12 @@ from elastictrain.events import (
     Skip,
     StepCommitted,
 )
+from elastictrain.status import Status
 from elastictrain.tracking.exact_json import dumps
 from elastictrain.tracking.html import render_html
+from elastictrain.tracking.ledger import goodput
+from elastictrain.tracking.lineage import Lineage
+from elastictrain.tracking.metrics import COST, Latest, readings
 from elastictrain.tracking.report import REPORT_VERSION, build_report
 from elastictrain.tracking.wording import energy_text
 
@@ -229,6 +233,15 @@ def test_a_price_gives_the_cost_of_all_time_but_that_between_attempts() -> None:
     cost = report["cost"]
     assert cost["total"] == pytest.approx((workers["total"] - workers["down"]) * 1e-3)
     assert cost["per_million_tokens"] == pytest.approx(cost["total"] / (200 * 2048) * 1e6)
+    ledger = goodput(story.events)
+    [told] = [
+        r.value for r in readings(Status.beginning("demo", 0.0), Latest(story.events), ledger) if r.metric is COST
+    ]
+    assert told == cost["total"]
+    ended = Lineage(lambda: story.events).add(story.end().events).metrics
+    assert [value for name, value, _, _ in ended if name == "cost/total"] == [
+        build_report(story.events)["cost"]["total"]
+    ]
     assert build_report(full_story().events)["cost"] is None
     nothing_yet = build_report(Story(overrides=("cluster.worker_cost_per_hour=1",)).start().events)
     assert nothing_yet["cost"]["per_million_tokens"] is None

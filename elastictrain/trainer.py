@@ -44,6 +44,7 @@ from elastictrain.runtime.cluster import check_reachable, connected
 from elastictrain.runtime.estate import end_orphans
 from elastictrain.runtime.fleet import Allotment, Fleet
 from elastictrain.runtime.home import RunHome, refuse_fewer_steps, settled
+from elastictrain.runtime.job_folder import import_all
 from elastictrain.runtime.resume import StartPoint, next_generation, start_point
 from elastictrain.runtime.stopping import stopping
 from elastictrain.runtime.supervisor import Supervisor
@@ -137,6 +138,7 @@ class ElasticTrainer:
 
     def _attempt(self) -> Result:
         config, run_id = self.config, None
+        import_all(own_model=config.model.kind != "transformer")
         attempt = Attempt(config, self._home, self._told, self._progress, self._stop)
         try:
             check_reachable(config)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from elastictrain.config import TrainConfig, blocking_changes
 from elastictrain.errors import ConfigError, RunConflictError
+from elastictrain.runtime.job_folder import in_job_folder
 from elastictrain.status import Status
 from elastictrain.storage import Storage
 from elastictrain.tracking.journal import journal_files
@@ -30,8 +31,6 @@ DATA_FOLDER = "_data"
 CONFIG = "config.json"
 """Of the run's folder: what it began with."""
 _STATUS = "status.json"
-_JOB_FOLDER = "/runtime_resources/working_dir_files/"
-"""Where Ray unpacks the copy of the working directory in which a submitted job runs."""
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -40,7 +39,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     A submitted job runs in a passing copy of the user's folder: there, a relative storage is taken to be under
     ~/.elastictrain, so that the next submission finds the run; and files are left relative, to be found in the copy.
     """
-    in_job = _JOB_FOLDER in os.getcwd()
+    in_job = in_job_folder()
     storage = config.run.storage
     if "://" not in storage:
         root = Path.home() / ".elastictrain" if in_job else Path.cwd()

@@ -13,16 +13,29 @@ from pydantic import BaseModel, ValidationError
 from elastictrain.errors import ConfigError
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections in a YAML file; raises ConfigError."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is there twice: YAML would take the last, and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def read_yaml(path: Path, kind: str = "config file") -> dict[str, Any]:
+    """The sections in a YAML file, called by its `kind` in errors; raises ConfigError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"there is no config file {path}.{hint}") from None
+        raise ConfigError(f"there is no {kind} {path}.{hint}") from None
     except OSError as error:
-        raise ConfigError(f"can't read the config file {path}: {error.strerror}") from None
+        raise ConfigError(f"can't read the {kind} {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if data is None:

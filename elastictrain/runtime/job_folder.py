@@ -38,7 +38,7 @@ def in_job_folder() -> bool:
 
 
 def import_all(own_model: bool) -> None:
-    """Import what a driver may need, if it comes from such a copy; 0.1 s, and torch's 2 s with a model of the user's."""
+    """Import what a driver may need, if it comes from such a copy: 0.1 s, and torch's 2 s with a model of one's own."""
     if _JOB_FOLDER not in str(_PACKAGE):
         return
     left_out = tuple(f"{_PACKAGE.name}.{name}" for name in (_NEVER if own_model else (*_NEVER, *_OF_MODELS)))

@@ -167,7 +167,7 @@ class Sweep(Section):
     @classmethod
     def load(cls, path: str | Path, config: TrainConfig) -> Sweep:
         """Read the space file; raises ConfigError naming the value, the field and the way out."""
-        data = read_yaml(Path(path))
+        data = read_yaml(Path(path), "search space")
         refuse_unknown(cls, {key: value for key, value in data.items() if key != "space"}, str(path))
         try:
             sweep = cls.model_validate(data)

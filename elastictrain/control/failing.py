@@ -138,7 +138,9 @@ def _lose_start(state: State, cause: Cause, now: float) -> Decision:
     budgets, failures = state.policy.budgets, state.start_failures + 1
     over = failures > budgets.allowed("start")
     if over and state.phase == "gathering" and not state.size:
-        return give_up(state, cause, budgets.spent("start", "with none coming up between them"))
+        of_user = f"{failures} workers in a row raised it while they came up, so it is no accident."
+        spent = budgets.spent("start", "with none coming up between them")
+        return give_up(state, cause, of_user if cause.kind == "exception" else spent)
     state = replace(state, start_failures=0 if over else failures, start_at=now + REST_S * over)
     state, actions = proceed(state, now)
     if over:

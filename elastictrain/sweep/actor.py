@@ -53,6 +53,10 @@ class TrialActor(Trainable):  # type: ignore[misc]  # Ray has no types
         if self._leg is not None:
             self._leg.stop()
 
+    def __ray_shutdown__(self) -> None:
+        """Ray ends the actor, mostly without a word of Tune's: sooner than the end of this process would tell it."""
+        self.cleanup()
+
     def _number(self, number: int) -> int:
         """The trial's own: Tune gives one that exploits another the other's config, number and all."""
         own = self._scratch / f"{self.trial_id}.number"

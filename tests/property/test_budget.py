@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import KILLED, World, budgets, policies, running
+from world import KILLED, World, budgets, plain, policies, running
 
 from elastictrain.config import ElasticSection, TrainConfig
 from elastictrain.control import vocabulary as v
@@ -255,3 +255,15 @@ def test_max_failures_counts_where_nothing_else_is_said() -> None:
     assert Budgets.of(ElasticSection()).allowed("machine") == 30
     assert list(type(config.elastic.budgets).model_fields) == list(get_args(Blame))
     assert all(a <= b for a, b in pairwise(found.pause_s(n) for n in range(20)))
+
+
+def test_code_that_raises_while_workers_come_up_is_no_matter_of_budgets() -> None:
+    world = World(Policy(100, plain((1, 2)), 1, Budgets(3), 10.0, 60.0), {"a": 2, "b": 2})
+    while world.end is None:
+        worker = world.starting.pop(0)
+        del world.alive[worker]
+        world.tell(v.WorkerDied(worker, Cause("exception", "ValueError: no", "...", "ValueError"), 1))
+    assert world.end.cause is not None
+    assert world.end.cause.kind == "exception"
+    assert world.end.cause.message.endswith("in a row raised it while they came up, so it is no accident.")
+    assert "elastic.budgets" not in world.end.cause.message

@@ -27,7 +27,9 @@ audit: $(INSTALLED) ## Known vulnerabilities of all that is installed; asks a pu
 	@test -x $(VENV)/audit/bin/pip-audit || { $(VENV)/bin/python -m venv $(VENV)/audit && \
 		$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit; }
 	$(VENV)/audit/bin/pip-audit --vulnerability-service osv --progress-spinner off --skip-editable \
-		--path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+		--path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
+		|| { status=$$?; $(VENV)/bin/python -c 'import socket; socket.getaddrinfo("api.osv.dev", 443)' 2>/dev/null \
+		|| echo "nothing was audited: api.osv.dev, the database that is asked, can't be reached from here" >&2; exit $$status; }
 
 soak: $(INSTALLED) ## Hundreds of faults in one run, against the losses of an undisturbed one; half an hour
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)

@@ -7,7 +7,8 @@
 #   clusters/local.sh env                     prints the variables again: eval "$(clusters/local.sh env)"
 #
 # A token is asked for (RAY_AUTH_MODE=token), nodes and dashboard are on loopback addresses, and the ports are not Ray's
-# usual ones. ELASTICTRAIN_LOCAL names the folder that holds token, logs and process ids, ELASTICTRAIN_PORT the first of
+# usual ones. Ray's head and its metrics ports listen on all addresses all the same, the latter without a token: mind the
+# firewall. ELASTICTRAIN_LOCAL names the folder that holds token, logs and process ids, ELASTICTRAIN_PORT the first of
 # the ports.
 set -euo pipefail
 

@@ -35,7 +35,10 @@ def lineage(
         told = ancestry(stored.events())
     except ValueError as error:
         raise DataError(f"run {run} in {stored.storage.uri} has no lineage yet: {error}") from None
-    typer.echo(dumps(told, indent=2) if as_json else "\n".join(draw(_run(told))))
+    if as_json:
+        typer.echo(dumps(told, indent=2))
+        return
+    typer.echo("\n".join(draw(_run(told, running=stored.driven(stored.status())))))
 
 
 def draw(tree: Tree) -> Iterator[str]:
@@ -49,13 +52,15 @@ def draw(tree: Tree) -> Iterator[str]:
             yield lead + below
 
 
-def _run(told: dict[str, Any]) -> Tree:
-    return f"run {told['run']}", [_attempt(attempt) for attempt in told["attempts"]]
+def _run(told: dict[str, Any], running: bool) -> Tree:
+    *earlier, last = told["attempts"]
+    branches = [_attempt(attempt, "no end on record") for attempt in earlier]
+    return f"run {told['run']}", [*branches, _attempt(last, "running" if running else "no end on record")]
 
 
-def _attempt(attempt: dict[str, Any]) -> Tree:
+def _attempt(attempt: dict[str, Any], unended: str) -> Tree:
     lasted = seconds_text(attempt["ended_s"] - attempt["started_s"])
-    ending = attempt["status"] or "no end on record"
+    ending = attempt["status"] or unended
     line = f"attempt {attempt['attempt']}  {ending}, {lasted}"
     return line, [_generation(generation) for generation in attempt["generations"]]
 

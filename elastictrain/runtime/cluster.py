@@ -118,6 +118,11 @@ def _embedded(config: TrainConfig) -> Iterator[str]:
 
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise InfrastructureError(
+            f"{address} (cluster.address or RAY_ADDRESS) is where a dashboard is, to which jobs are submitted (ray job "
+            "submit --address). A run joins a cluster at its head's own address, such as 10.0.0.1:6379."
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return

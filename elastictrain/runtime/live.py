@@ -76,6 +76,8 @@ class Live:
                     self.last_recovery_s = event.at - self._fault_at
             case RunEnded():
                 self.status = event.status
+                if event.status == "failed" and event.cause is not None:
+                    self.message = event.cause.message
 
     def publish(self, fleet: Fleet | None, state: State | None, progress: dict[str, Progress], force: bool) -> None:
         """Show the state if the last time was long enough ago."""

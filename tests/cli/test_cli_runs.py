@@ -97,6 +97,9 @@ def test_lineage_shows_what_a_resume_went_back_behind(kept: KeptRun) -> None:
     members = (Member(0, "worker-0", 4720, "n0"),)
     journal.append(GenerationStarted(BEGIN + 22, 2, {"dp": 1}, 1, 3, "resume", "durable", "order_exact", members))
     drawn = told(kept, "lineage", "quickstart").stdout
+    assert "attempt 2  no end on record" in drawn
+    with kept.driven():
+        assert "attempt 2  running" in told(kept, "lineage", "quickstart").stdout
     assert "generation 1  worker_lost: 2 workers, steps 3 to 3, 0 steps of them stand" in drawn
     assert "generation 2  resume: 1 worker, no step, from checkpoint 2, order_exact" in drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +67,9 @@ def plan(
             f"--workers {world_size}: {cluster} has {room} devices; ask for at most that, or add num_nodes"
         )
     all_choices = everything(job.shape, world_size, found.devices_per_node, found.nvme_bytes_per_s > 0)
+    begun = time.process_time()
     wider = rank_layouts(job, found, world_size, all_choices)
+    searched_s = time.process_time() - begun
     try:
         ranking = rank_layouts(job, found, world_size)
     except NothingFits as error:
@@ -83,6 +86,7 @@ def plan(
         typer.echo(json.dumps(_as_json(job, found, ranking, wider, as_written, plan, sizes), indent=2))
     else:
         _show(job, found, ranking, wider, as_written, plan, sizes)
+        typer.echo(f"looked   at {wider.num_looked_at:,} layouts, {searched_s:.2f} s of a processor")
 
 
 def _plan_of(config: TrainConfig, job: Job, cluster: Cluster) -> Plan:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from elastictrain.plan.model_shape import ModelShape
 
@@ -74,6 +75,7 @@ def scored_at_once(tokens: int, hidden_size: int, vocab_size: int, tp: int = 1) 
     return min(tokens, rows if tp == 1 else max(rows, math.ceil(tokens / MOST_EXCHANGES)))
 
 
+@lru_cache(maxsize=4096)
 def micro_batch_bytes(
     shape: ModelShape, dtype: str, tokens: int, *, num_layers: int, recompute: bool, tp: int = 1, streamed: bool = False
 ) -> Activations:

@@ -11,7 +11,7 @@ project's engines do not do yet is enumerated too: `choose.Job.runs` tells.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from elastictrain.plan.layout import GradientDtype, Layout, Offload
@@ -157,9 +157,6 @@ def _of_degrees(
     for micro_batch in sizes:
         if share // micro_batch > MOST_ACCUMULATION:
             continue
-        base = Candidate(
-            dp, micro_batch, share // micro_batch, pp=pp, tp=tp, sp=sp, gradient_dtype=choices.gradient_dtype
-        )
         for ep in choices.ep:
             if shape.num_experts % ep or (dp * sp) % ep:
                 continue
@@ -172,8 +169,18 @@ def _of_degrees(
                     if offload != "none" and (stage == 0 or (pp > 1 and len(choices.offload) > 1)):
                         continue
                     for recompute in choices.activation_checkpointing:
-                        yield replace(
-                            base, ep=ep, zero_stage=stage, offload=offload, activation_checkpointing=recompute
+                        yield Candidate(
+                            dp,
+                            micro_batch,
+                            share // micro_batch,
+                            stage,
+                            pp,
+                            tp,
+                            ep,
+                            sp,
+                            offload,
+                            choices.gradient_dtype,
+                            recompute,
                         )
 
 

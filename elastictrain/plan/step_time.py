@@ -15,10 +15,11 @@ What share of stated speeds is reached is `Cluster.efficiency`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from elastictrain.plan.activations import BYTES, FP32, layer_bytes
-from elastictrain.plan.cluster import Cluster, Dtype
+from elastictrain.plan.cluster import Cluster, Dtype, Link
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s, all_to_all_s, send_s
 from elastictrain.plan.layout import GradientDtype
 from elastictrain.plan.model_shape import ModelShape
@@ -158,12 +159,8 @@ class _Network:
         }
         spans = {"tp": c.tp, "sp": inner, "ep": min(c.ep * c.tp, inner * c.dp), "zero": inner * c.dp}
         spans["experts"] = spans["zero"]
-        self._links = {
-            group: (link := cluster.link(span)).model_copy(update={"bytes_per_s": link.bytes_per_s * share})
-            for group, span in spans.items()
-        }
-        between = cluster.link(inner * c.dp * c.pp)
-        self._between_stages = between.model_copy(update={"bytes_per_s": between.bytes_per_s * share})
+        self._links = {group: _reached(cluster.link(span), share) for group, span in spans.items()}
+        self._between_stages = _reached(cluster.link(inner * c.dp * c.pp), share)
 
     def all_reduce(self, num_bytes: float, group: str) -> float:
         return all_reduce_s(num_bytes, self._ranks[group], self._links[group])
@@ -176,6 +173,12 @@ class _Network:
 
     def send(self, num_bytes: float) -> float:
         return send_s(num_bytes, self._between_stages)
+
+
+@lru_cache(maxsize=64)
+def _reached(link: Link, share: float) -> Link:
+    """What is reached of a link's stated speed."""
+    return link.model_copy(update={"bytes_per_s": link.bytes_per_s * share})
 
 
 def _data_parallel(dtype: Dtype, c: Candidate, stage: Stage, network: _Network) -> tuple[float, float]:

@@ -53,7 +53,7 @@ class Heard:
     def node_lost(self, name: str, cause: Cause) -> None:
         self.lost.append((name, cause))
 
-    def keeper_lost(self, name: str, cause: Cause) -> None:
+    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
         self.lost.append((name, cause))
 
     def head_lost(self, message: str) -> None:

@@ -154,7 +154,7 @@ def _sizes(report: dict[str, Any], strip: Strip, axis: TimeAxis) -> Iterator[str
     generations = sorted(report["generations"], key=lambda g: g["at_s"])
     seen = {attempt["attempt"]: attempt["seen_s"] for attempt in report["attempts"]}
     nexts = [*(g["at_s"] for g in generations[1:]), report["wall_s"]]
-    ends = [min(next_s, seen[g["attempt"]]) for g, next_s in zip(generations, nexts, strict=True)]
+    ends = [min(next_s, seen[g["attempt"]]) for g, next_s in zip(generations, nexts)]
     for together in gather([*zip(generations, ends)], lambda found: axis.x(found[0]["at_s"])):
         generation, (_, end_s) = together[0][0], together[-1]
         left, right = axis.x(generation["at_s"]), axis.x(end_s)

@@ -114,6 +114,13 @@ def test_nobody_works_between_two_attempts() -> None:
     assert not any(float(bar.attrib["x"]) <= x <= float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in bars)
 
 
+def test_a_run_that_was_stopped_before_it_trained() -> None:
+    story = Story().start()
+    for events in (story.events, story.end("stopped", Cause("stop", "SIGTERM received")).events):
+        page = Balanced(render_html(build_report(events)))
+        assert "Over the clock" in page.text
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_run_that_has_hardly_begun(steps: int) -> None:
     report = build_report(Story().start().generation().steps(steps).events)

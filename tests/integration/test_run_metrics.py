@@ -26,7 +26,8 @@ def scraped(cluster: SharedCluster, run: str) -> dict[str, dict[str, float]]:
 
 
 def test_prometheus_gets_every_metric_through_ray(product: Product, shared_cluster: SharedCluster) -> None:
-    running = product.begin("scraped", "train.steps=100000", "checkpoint.every=20")
+    priced = "cluster.worker_cost_per_hour=3.6"
+    running = product.begin("scraped", "train.steps=100000", "checkpoint.every=20", priced)
     expected = {m.name for m in METRICS} - {"elastictrain_recovery_seconds", "elastictrain_model_gauge"}
     running.until("all metrics", lambda: scraped(shared_cluster, "scraped").keys() >= expected)
     values = scraped(shared_cluster, "scraped")
@@ -38,4 +39,5 @@ def test_prometheus_gets_every_metric_through_ray(product: Product, shared_clust
     assert {ranks.partition(",")[0] for ranks in values["elastictrain_rank_step"]} == {"0", "1"}
     assert values["elastictrain_wall_seconds"]["startup"] > 0
     assert values["elastictrain_worker_seconds"]["compute"] > values["elastictrain_wall_seconds"]["compute"] > 0
+    assert 0 < values["elastictrain_cost"][""] < 3.6e-3 * sum(values["elastictrain_worker_seconds"].values())
     assert running.stop().code == 130

@@ -150,6 +150,7 @@ def test_broken_yaml_is_named_with_its_file(tmp_path: Path, text: str) -> None:
 def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("train:\n  steps: 5\n  seed: 1\n  steps: 7\n")
+    assert "not valid YAML" in refused(path=written(tmp_path, "? [train, model]\n: 5\n"))
     with pytest.raises(ConfigError, match=r"(?s)twice\.yaml is not valid YAML: steps is there twice.*line 4"):
         TrainConfig.load(path)
 

@@ -1,7 +1,8 @@
 """The memory that ranks use over the run's time, beside what the plan said that they need, as SVG (pure).
 
 From the report's `rank_memory` and `layouts`: a band from the rank with the least to the one with the most, the most as
-a line, the plan as a dashed line that changes with the layout. At most 2,000 points an attempt, whatever its length.
+a line, the plan as a dashed line that changes with the layout. At most 2,000 points whatever the run's length, but for
+a few of each attempt.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def memory_chart(report: dict[str, Any], width: int, height: int) -> str:
     measured = report["rank_memory"]
     if not measured:
         return ""
+    attempts = [*_by_attempt(report)]
+    limit = max(MAX_MEASURED // len(attempts), 8)
     axis = TimeAxis(64.0, width - 18.0, report["wall_s"])
     planned = [*_planned(report)]
     most = max([*(max(m["bytes"]) for m in measured), *(num_bytes for _, _, num_bytes in planned)])
@@ -32,7 +35,7 @@ def memory_chart(report: dict[str, Any], width: int, height: int) -> str:
     label = f"Memory of a rank, at most {bytes_text(max(max(m['bytes']) for m in measured))}"
     body = [
         *grid(strip, axis, [(v, bytes_text(v) if v else "0") for v in ticks(0.0, strip.high, 4)]),
-        *(part for attempt in _by_attempt(report) for part in _used(attempt, strip, axis)),
+        *(part for attempt in attempts for part in _used(attempt, strip, axis, limit)),
         *_plan(planned, strip, axis),
         axis.draw(strip.bottom + 18.0, 4 if width < 600 else 8),
     ]
@@ -57,9 +60,9 @@ def _by_attempt(report: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     yield from (list(group) for _, group in groupby(report["rank_memory"], lambda m: bisect(starts, m["at_s"])))
 
 
-def _used(measured: list[dict[str, Any]], strip: Strip, axis: TimeAxis) -> Iterator[str]:
+def _used(measured: list[dict[str, Any]], strip: Strip, axis: TimeAxis, limit: int) -> Iterator[str]:
     def edge(pick: Callable[[list[int]], int]) -> list[str]:
-        points = downsample([(m["at_s"], float(pick(m["bytes"]))) for m in measured], MAX_MEASURED)
+        points = downsample([(m["at_s"], float(pick(m["bytes"]))) for m in measured], limit)
         return [f"{axis.x(at_s):.1f},{strip.y(value):.1f}" for at_s, value in points]
 
     least, most = edge(min), edge(max)

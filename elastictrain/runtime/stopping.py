@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the first asks for a clean stop, the last state made durable; a second Ctrl-C ends at once."""
+"""SIGTERM, Ctrl-C and a terminal that is closed ask for a clean stop, the last state made durable.
+
+A second Ctrl-C ends at once. Under `nohup`, which ignores what a closed terminal sends, the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Stop:
-    """SIGTERM and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
+    """SIGTERM, SIGHUP and the first Ctrl-C stop the run cleanly; a second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.told: Callable[[str], None] | None = None
@@ -21,8 +27,9 @@ class Stop:
     def install(self) -> None:
         """Take the signals, again whenever others may have taken them, as Ray does when it starts."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+            for number in _SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._handle)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -51,7 +58,7 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """Handle the signals until the block ends."""
     stop = Stop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     stop.install()
     try:
         yield stop

@@ -15,7 +15,7 @@ from elastictrain.data.samples import TensorSamples, look_at_named, named_sample
 from elastictrain.errors import ConfigError, DataError, UserCodeError, in_a_line
 from elastictrain.runtime.home import settled
 from elastictrain.workloads import build_workload
-from elastictrain.workloads.named import load_named
+from elastictrain.workloads.named import check_named, load_named
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "docs" / "examples" / "digits.py"
@@ -106,13 +106,40 @@ def test_what_does_not_go_together_is_told(fields: dict[str, object], says: str)
 
 def test_a_dry_run_looks_for_the_file_and_runs_nothing_of_it(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(MARKER)
+    file.write_text(f"{MARKER}class M: ...\ndef s(): ...\n")
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"model: {{kind: own, workload: '{file}:M'}}\ndata: {{samples: '{file}:s'}}\n")
     assert CliRunner().invoke(app, ["train", str(recipe), "--dry-run"]).exit_code == 0
     assert not file.with_suffix(".ran").exists()
     missing = CliRunner().invoke(app, ["train", str(recipe), "--dry-run", "model.workload=other.py:M"])
     assert (missing.exit_code, "there is no file other.py" in missing.stderr) == (2, True)
+    misspelt = CliRunner().invoke(app, ["train", str(recipe), "--dry-run", f"model.workload={file}:m"])
+    assert (misspelt.exit_code, "mine.py has nothing named m: it has" in misspelt.stderr) == (2, True)
+    assert not file.with_suffix(".ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("class Modle: ...\n", "has nothing named Model: it has Modle"),
+        ("_a = 1\n", "has nothing named Model: it has nothing"),
+        ("def f(:\n", "can't be read as Python: invalid syntax"),
+        ("from elsewhere import Model\n", None),
+        ("if True:\n    from elsewhere import a as Model\n", None),
+        ("from elsewhere import *\n", None),
+        ("globals()['Mo' + 'del'] = 1\n", None),
+        ("def __getattr__(name): ...\n", None),
+        ("Other, (Model, _) = 1, (2, 3)\n", None),
+    ],
+)
+def test_a_name_is_looked_for_without_running_the_file(tmp_path: Path, code: str, says: str | None) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    if says is None:
+        check_named("model.workload", f"{file}:Model")
+    else:
+        with pytest.raises(ConfigError, match=says):
+            check_named("model.workload", f"{file}:Model")
 
 
 def test_the_planner_says_that_it_can_not_count_it(tmp_path: Path) -> None:

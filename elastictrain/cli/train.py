@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,9 +77,10 @@ def run_training(config: TrainConfig) -> int:
     begun_at = time.time()
     with closing(progress_on(sys.stdout)) as progress:
         result = ElasticTrainer(config, progress=progress).fit()
-    typer.echo(summary(result))
-    if ended_at(result.report_data) < begun_at:
-        typer.echo("\nThe run was complete before: nothing to do. More train.steps continue it.")
-    elif result.status != "complete":
-        typer.echo("\nThe same command goes on from here.")
+    with suppress(OSError):  # a terminal that was closed has stopped the run, and reads no summary
+        typer.echo(summary(result))
+        if ended_at(result.report_data) < begun_at:
+            typer.echo("\nThe run was complete before: nothing to do. More train.steps continue it.")
+        elif result.status != "complete":
+            typer.echo("\nThe same command goes on from here.")
     return 0 if result.status == "complete" else STOPPED

@@ -71,7 +71,7 @@ def plan(
     wider = rank_layouts(job, found, world_size, all_choices)
     searched_s = time.process_time() - begun
     try:
-        ranking = rank_layouts(job, found, world_size)
+        ranking = rank_layouts(job, found, world_size, drive=resolved.parallel.offload_path is not None)
     except NothingFits as error:
         runs = wider.best_run_by(job)
         how = ": " + " ".join(overrides_of(runs.candidate)) if runs else ", but no engine runs that yet"
@@ -113,7 +113,7 @@ def _sizes_of(config: TrainConfig, job: Job, cluster: Cluster, plan: Plan, world
         weighed = {n: weigh(job, Candidate.of(asked.layout(n)), cluster) for n in legal}
         return {n: option if option.fits(job, cluster) else None for n, option in weighed.items()}
     legal = legal_world_sizes(job.global_batch, 1, low, min(world_size, job.global_batch))[-NUM_SIZES:]
-    found = world_sizes(job, cluster, legal)
+    found = world_sizes(job, cluster, legal, asked.drive)
     planned = {n: weigh(job, Candidate.of(choice.layout), cluster) for n, choice in plan.items()}
     return dict(sorted((found | planned).items()))
 

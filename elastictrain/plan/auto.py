@@ -19,7 +19,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from elastictrain.plan.choose import Job, NothingFits, Option, host_holds, runnable, shortage, spaces_of, weigh, why
+from elastictrain.plan.choose import (
+    Job,
+    NothingFits,
+    Option,
+    host_holds,
+    resorts,
+    runnable,
+    shortage,
+    spaces_of,
+    weigh,
+    why,
+)
 from elastictrain.plan.figures import Figures
 from elastictrain.plan.layout import GradientDtype, Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
 from elastictrain.plan.memory import Memory
@@ -196,11 +207,8 @@ class _World:
 
     @cached_property
     def all_offloaded(self) -> tuple[Option, ...]:
-        """With offload, where that makes room on the devices and nobody decided on it: to hosts, then to drives."""
-        cluster = self.figures.cluster
-        to_hosts: list[Offload] = [] if cluster.one_memory else ["cpu"]
-        to_drives: list[Offload] = ["nvme"] if self.asked.drive else []
-        kinds = [*to_hosts, *to_drives] if self.asked.offload is None else []
+        """With offload, where that makes room on the devices and nobody decided on it."""
+        kinds = resorts(self.figures.cluster, self.asked.drive) if self.asked.offload is None else ()
         return self._weighed(c for kind in kinds for c in self._runnable(kind))
 
     @cached_property

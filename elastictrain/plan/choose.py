@@ -164,21 +164,24 @@ def host_holds(job: Job, candidate: Candidate, memory: Memory, cluster: Cluster)
     return here * (memory.host_bytes + copies * snapshot) <= cluster.host_memory_bytes
 
 
-def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None) -> Ranking:
+def rank_layouts(
+    job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None, drive: bool = False
+) -> Ranking:
     """The candidates of this world that fit, the best first.
 
-    Without `choices`, of all that the engines run, with offload to the host where nothing fits without. Raises
-    NothingFits with the arithmetic; ConfigError when no layout is legal at all.
+    Without `choices`, of all that the engines run, with offload where nothing fits without; `drive` says that it may
+    go to drives. Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
     if choices:
         every = replace(choices, gradient_dtype=job.gradient_dtype)
         options, out = _fitting(job, cluster, enumerate_layouts(job.shape, world_size, job.global_batch, every))
     else:
         options, out = _fitting(job, cluster, runnable(job, world_size, spaces_of(job, cluster, world_size)))
-        if not options and not cluster.one_memory:
-            away = spaces_of(job, cluster, world_size, "cpu")
-            options, too_large = _fitting(job, cluster, runnable(job, world_size, away))
-            out += too_large
+        for kind in resorts(cluster, drive):
+            if not options:
+                away = spaces_of(job, cluster, world_size, kind)
+                options, too_large = _fitting(job, cluster, runnable(job, world_size, away))
+                out += too_large
     if options:
         options.sort(key=lambda o: (o.time.step_s, o.memory.device_bytes))
         return Ranking(tuple(options), len(options) + len(out))
@@ -202,6 +205,12 @@ def _fitting(job: Job, cluster: Cluster, candidates: Iterable[Candidate]) -> tup
     return options, out
 
 
+def resorts(cluster: Cluster, drive: bool) -> tuple[Offload, ...]:
+    """What offload makes room on the devices, the less drastic first; `drive` says that nodes have a folder for it."""
+    to_hosts: tuple[Offload, ...] = () if cluster.one_memory else ("cpu",)
+    return (*to_hosts, "nvme") if drive else to_hosts
+
+
 def spaces_of(job: Job, cluster: Cluster, world_size: int, offload: Offload = "none") -> tuple[Choices, ...]:
     """What may be varied to find what the engines run, all of it with this offload.
 
@@ -221,12 +230,12 @@ def runnable(job: Job, world_size: int, spaces: Iterable[Choices]) -> Iterable[C
     return dict.fromkeys(candidate for candidate in found if job.runs(candidate))
 
 
-def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int]) -> dict[int, Option | None]:
+def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int], drive: bool = False) -> dict[int, Option | None]:
     """The best option of each of these numbers of workers; None where nothing fits."""
     found: dict[int, Option | None] = {}
     for world_size in sizes:
         try:
-            found[world_size] = rank_layouts(job, cluster, world_size).best
+            found[world_size] = rank_layouts(job, cluster, world_size, drive=drive).best
         except NothingFits:
             found[world_size] = None
     return found

@@ -110,7 +110,11 @@ def test_nobody_is_given_offload_that_did_not_ask_for_it_but_where_nothing_else_
     without = plans_of(job, replace(figures, firm=True), replace(asked, offload="none"))
     for size, choice in (plans_of(job, figures, asked) or ({},))[0].items():
         offload = choice.layout.offload
-        if offload != "none" and choice.memory is not None and choice.memory.device_bytes <= cluster.device.memory_bytes:
+        if (
+            offload != "none"
+            and choice.memory is not None
+            and choice.memory.device_bytes <= cluster.device.memory_bytes
+        ):
             assert not without or size not in without[0]
             assert fits(job, Candidate.of(choice.layout), choice.memory, cluster), "the host has room too"
         assert offload != "cpu" or not cluster.one_memory

@@ -230,7 +230,8 @@ class _World:
         fixed: dict[str, Any] = {name: (degree,) for name, degree in degrees.items() if degree is not None}
         fixed["zero_stage"] = (0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,)
         fixed["activation_checkpointing"] = (False, True) if asked.recompute is None else (asked.recompute,)
-        spaces = spaces_of(job, self.figures.cluster, self.world_size, offload)
+        pipelines = offload == (asked.offload or "none")
+        spaces = spaces_of(job, self.figures.cluster, self.world_size, offload, pipelines)
         return runnable(job, self.world_size, [replace(space, micro_batch=self.ladder, **fixed) for space in spaces])
 
     def _weighed(self, candidates: Iterable[Candidate]) -> tuple[Option, ...]:

@@ -179,7 +179,7 @@ def rank_layouts(
         options, out = _fitting(job, cluster, runnable(job, world_size, spaces_of(job, cluster, world_size)))
         for kind in resorts(cluster, drive):
             if not options:
-                away = spaces_of(job, cluster, world_size, kind)
+                away = spaces_of(job, cluster, world_size, kind, pipelines=False)
                 options, too_large = _fitting(job, cluster, runnable(job, world_size, away))
                 out += too_large
     if options:
@@ -211,16 +211,17 @@ def resorts(cluster: Cluster, drive: bool) -> tuple[Offload, ...]:
     return (*to_hosts, "nvme") if drive else to_hosts
 
 
-def spaces_of(job: Job, cluster: Cluster, world_size: int, offload: Offload = "none") -> tuple[Choices, ...]:
+def spaces_of(
+    job: Job, cluster: Cluster, world_size: int, offload: Offload = "none", pipelines: bool = True
+) -> tuple[Choices, ...]:
     """What may be varied to find what the engines run, all of it with this offload.
 
-    With one, no pipelines: ZeRO 3, which goes with all other splits, is leaner.
+    As a last resort offload is looked at without `pipelines`: ZeRO 3, which goes with the other splits, is leaner.
     """
     spaces = splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else (Choices(),)
     common = Choices(offload=(offload,), gradient_dtype=job.gradient_dtype)
     return tuple(
-        replace(common, pp=space.pp if offload == "none" else (1,), tp=space.tp, sp=space.sp, ep=space.ep)
-        for space in spaces
+        replace(common, pp=space.pp if pipelines else (1,), tp=space.tp, sp=space.sp, ep=space.ep) for space in spaces
     )
 
 

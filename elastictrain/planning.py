@@ -51,6 +51,7 @@ def asked_of(config: TrainConfig) -> Asked:
         sp=parallel.sp,
         ep=parallel.ep,
         offload=parallel.offload,
+        drive=parallel.offload_path is not None,
         gradient_dtype=parallel.gradient_dtype,
         recompute=train.activation_checkpointing,
     )

@@ -71,7 +71,7 @@ def plan(
     wider = rank_layouts(job, found, world_size, all_choices)
     searched_s = time.process_time() - begun
     try:
-        ranking = rank_layouts(job, found, world_size)
+        ranking = rank_layouts(job, found, world_size, drive=resolved.parallel.offload_path is not None)
     except NothingFits as error:
         runs = wider.best_run_by(job)
         how = ": " + " ".join(overrides_of(runs.candidate)) if runs else ", but no engine runs that yet"
@@ -102,7 +102,7 @@ def _plan_of(config: TrainConfig, job: Job, cluster: Cluster) -> Plan:
 
 def _sizes_of(config: TrainConfig, job: Job, cluster: Cluster, plan: Plan, world_size: int) -> dict[int, Option | None]:
     """What the run would train with at each number of workers up to this one; None where nothing fits."""
-    from elastictrain.plan.choose import fits, weigh, world_sizes
+    from elastictrain.plan.choose import weigh, world_sizes
     from elastictrain.plan.layout import legal_world_sizes
     from elastictrain.plan.space import Candidate
     from elastictrain.planning import asked_of
@@ -111,9 +111,9 @@ def _sizes_of(config: TrainConfig, job: Job, cluster: Cluster, plan: Plan, world
     if config.parallel.layout == "manual":
         legal = asked.world_sizes(low, max(world_size, config.elastic.max_workers))[-NUM_SIZES:]
         weighed = {n: weigh(job, Candidate.of(asked.layout(n)), cluster) for n in legal}
-        return {n: option if fits(option.memory, cluster) else None for n, option in weighed.items()}
+        return {n: option if option.fits(job, cluster) else None for n, option in weighed.items()}
     legal = legal_world_sizes(job.global_batch, 1, low, min(world_size, job.global_batch))[-NUM_SIZES:]
-    found = world_sizes(job, cluster, legal)
+    found = world_sizes(job, cluster, legal, asked.drive)
     planned = {n: weigh(job, Candidate.of(choice.layout), cluster) for n, choice in plan.items()}
     return dict(sorted((found | planned).items()))
 
@@ -132,7 +132,7 @@ def _as_json(
     from elastictrain.planning import overrides_of
 
     best, others, asked = ranking.best, ranking.best_of_each_kind()[1:], wider.best_run_by(job)
-    advised = advise(ranking, as_written, cluster)
+    advised = advise(job, ranking, as_written, cluster)
     return {
         "version": 1,
         "time_error": TIME_ERROR,
@@ -163,7 +163,7 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    from elastictrain.plan.choose import advise, fits, why
+    from elastictrain.plan.choose import advise, why
     from elastictrain.plan.cluster import TIME_ERROR
     from elastictrain.planning import overrides_of
     from elastictrain.tracking.wording import bytes_text, seconds_text
@@ -177,7 +177,7 @@ def _show(
     table = Table(box=None, pad_edge=False)
     for name in ("layout", "memory", "step", "tokens/s", "of peak", "why not"):
         table.add_column(name, justify="left" if name in ("layout", "why not") else "right")
-    advised = advise(ranking, as_written, cluster)
+    advised = advise(job, ranking, as_written, cluster)
     shown = {option.candidate: option for option in (*ranking.best_of_each_kind()[:NUM_SHOWN], advised)}
     for option in sorted(shown.values(), key=lambda option: option.time.step_s):
         table.add_row(
@@ -202,7 +202,7 @@ def _show(
     typer.echo(f"memory   {_parts(advised)}, at its worst in the {advised.memory.moment}")
     if as_written and advised is not as_written:
         needs = bytes_text(as_written.memory.device_bytes)
-        verdict = why(best, as_written) if fits(as_written.memory, cluster) else f"does not fit: it needs {needs}"
+        verdict = why(best, as_written) if as_written.fits(job, cluster) else f"does not fit: it needs {needs}"
         typer.echo(f"written  {as_written.candidate}, as the config has it: {verdict}")
     equals = sum(option.as_fast_as(best) for option in ranking.best_of_each_kind()) - 1
     if equals:

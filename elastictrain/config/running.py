@@ -27,34 +27,35 @@ class ParallelSection(Section):
 
     layout: Literal["auto", "manual"] = "auto"
     """`auto`: the planner chooses, for each number of workers, what is left out below (docs/plan.md). `manual`: what is
-    left out below is 1. The number of the model's copies follows from the workers that there are."""
+    left out below is 1, or none. The number of the model's copies follows from the workers that there are."""
     pp: int | None = Field(default=None, ge=1)
     """Stages of the pipeline: each worker holds some of the layers, of about equal cost."""
     tp: int | None = Field(default=None, ge=1)
     """Workers that share each matrix: attention heads, MLP and vocabulary are split among them."""
-    ep: int = Field(default=1, ge=1)
+    ep: int | None = Field(default=None, ge=1)
     """Copies of the model that share its experts (with model.num_experts): each of ep workers has some of them, and a
     token's vector goes to the worker that has its expert. The number of workers is a multiple of it."""
-    sp: int = Field(default=1, ge=1)
+    sp: int | None = Field(default=None, ge=1)
     """Workers that share each sequence, for long ones: each computes data.seq_len / sp positions, and within attention
     all positions of its share of the heads. Not with pp, tp or ep."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: shard nothing (0), optimizer state (1), gradients too (2), weights too (3). With pp
     0 or 1, with ep 0 to 2."""
-    offload: Offload = "none"
+    offload: Offload | None = None
     """Where what ZeRO shards lies between its uses, from stage 1 on: on the device (none); in the host's memory, where
     the update is made too (cpu); masters and moments in files on the host's drive (nvme). With ZeRO 3 the weights lie
-    in the host's memory as well."""
+    in the host's memory as well. Left open, `auto` takes cpu where nothing fits GPUs without, and nvme, given
+    offload_path, where nothing fits without that."""
     gradient_dtype: GradientDtype = "fp32"
     """What gradients travel as when the copies of the model average them. `bf16` is half the traffic of `fp32`, `int8`
     a quarter, for losses that are a little off (docs/parallel.md); `int8` needs ZeRO 3. Asked for, never chosen."""
     offload_path: str | None = Field(default=None, pattern=r"^/")
-    """Folder on a fast drive of every node (offload nvme); 12 bytes a parameter are shared by the workers there."""
+    """Folder on a fast drive of every node, for offload nvme; 12 bytes a parameter are shared by the workers there."""
 
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model together, as far as is asked for."""
-        return (self.pp or 1) * (self.tp or 1) * self.sp
+        return (self.pp or 1) * (self.tp or 1) * (self.sp or 1)
 
     @model_validator(mode="after")
     def _has_its_drive(self) -> ParallelSection:
@@ -63,10 +64,11 @@ class ParallelSection(Section):
                 "parallel.offload nvme needs parallel.offload_path, a folder on a fast drive of every node: set it, or "
                 "parallel.offload to cpu"
             )
-        if self.offload != "nvme" and self.offload_path is not None:
+        unused = self.offload not in ("nvme", None) or (self.offload is None and self.layout == "manual")
+        if unused and self.offload_path is not None:
             raise ValueError(
-                f"parallel.offload_path {self.offload_path} counts only with parallel.offload nvme: set that too, or "
-                "leave parallel.offload_path out"
+                f"parallel.offload_path {self.offload_path} counts only with parallel.offload nvme, or with that left "
+                "open under parallel.layout auto: set parallel.offload nvme too, or leave parallel.offload_path out"
             )
         return self
 

@@ -25,6 +25,16 @@ from elastictrain.events import Cause
 from elastictrain.plan.auto import relief
 from elastictrain.plan.layout import Layout
 
+_FIELDS = {
+    "zero_stage": "ZeRO stage",
+    "pp": "pipeline stages",
+    "tp": "tensor parallelism",
+    "sp": "sequence parallelism",
+    "ep": "expert parallelism",
+    "offload": "offload",
+}
+"""Of `parallel`, what a leaner layout may have otherwise, in words."""
+
 
 def relieve(state: State, step: int, own: bool) -> tuple[State, bool] | None:
     """The state to go on with after `step` ran out of memory, and whether that is charged; None: the run is to end.
@@ -65,7 +75,7 @@ def _changes(was: Layout, now: Layout) -> tuple[list[str], list[str]]:
     if now.recompute != was.recompute:
         told.append("activation checkpointing" if now.recompute else "no activation checkpointing")
         fields.append(f"train.activation_checkpointing={str(now.recompute).lower()}")
-    for name, word in (("zero_stage", "ZeRO stage"), ("pp", "pipeline stages"), ("tp", "tensor parallelism")):
+    for name, word in _FIELDS.items():
         value = getattr(now, name)
         if value != getattr(was, name):
             told.append(f"{word} {value}")

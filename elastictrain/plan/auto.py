@@ -8,23 +8,38 @@
 
 All are functions of the job, the cluster's figures and what was asked for, so a number of workers always has the same
 layout until memory runs out. The micro-batch decides the bits of the sums and the dropout masks: it is the one asked
-for wherever that fits, and never a larger one. Cost: about 60 us a candidate; 0.05 s for up to 4 workers,
-0.15 s for up to 64.
+for wherever that fits, and never a larger one. Offload is looked at only where nothing fits without, and for what
+memory runs out of at last. Cost: about 60 us a candidate; 0.05 s for up to 4 workers, 0.2 s for up to 64, with GPUs
+0.3 s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
-from elastictrain.plan.choose import Job, NothingFits, Option, shortage, weigh, why
+from elastictrain.plan.choose import (
+    Job,
+    NothingFits,
+    Option,
+    host_holds,
+    resorts,
+    runnable,
+    shortage,
+    spaces_of,
+    weigh,
+    why,
+)
 from elastictrain.plan.figures import Figures
 from elastictrain.plan.layout import GradientDtype, Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
 from elastictrain.plan.memory import Memory
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
-from elastictrain.plan.space import Candidate, Choices, divisors, enumerate_layouts
+from elastictrain.plan.space import OFFLOADS, Candidate
 
+DEGREES = ("pp", "tp", "sp", "ep")
+"""That split a model."""
 LEANER = 0.9
 """What ran out of memory is followed by what needs at most this share of it: estimates are off by up to a tenth."""
 
@@ -40,15 +55,17 @@ class Asked:
     pp: int | None = None
     tp: int | None = None
     recompute: bool | None = None
-    sp: int = 1
-    ep: int = 1
-    offload: Offload = "none"
+    sp: int | None = None
+    ep: int | None = None
+    offload: Offload | None = None
+    drive: bool = False
+    """Whether nodes have a folder for what is offloaded to drives."""
     gradient_dtype: GradientDtype = "fp32"
 
     @property
     def replica_size(self) -> int:
         """Workers that hold one copy of the model, as far as is asked for."""
-        return (self.pp or 1) * (self.tp or 1) * self.sp
+        return (self.pp or 1) * (self.tp or 1) * (self.sp or 1)
 
     def layout(self, world_size: int, micro_batch: int | None = None) -> Layout:
         """With the defaults of what is left open; raises ConfigError when the world can't be split so."""
@@ -59,16 +76,16 @@ class Asked:
             zero_stage=DEFAULT_ZERO_STAGE if self.zero_stage is None else self.zero_stage,
             pp=self.pp or 1,
             tp=self.tp or 1,
-            sp=self.sp,
-            ep=self.ep,
-            offload=self.offload,
+            sp=self.sp or 1,
+            ep=self.ep or 1,
+            offload=self.offload or "none",
             gradient_dtype=self.gradient_dtype,
             recompute=bool(self.recompute),
         )
 
     def world_sizes(self, low: int, high: int) -> tuple[int, ...]:
         """Those at which `layout` has one."""
-        return legal_world_sizes(self.global_batch, self.micro_batch, low, high, self.replica_size, self.ep)
+        return legal_world_sizes(self.global_batch, self.micro_batch, low, high, self.replica_size, self.ep or 1)
 
     def ladder(self, world_sizes: Iterable[int]) -> tuple[int, ...]:
         """The micro-batch and its smaller ones, each legal at all of these sizes."""
@@ -130,7 +147,8 @@ def planned(job: Job, figures: Figures, asked: Asked, low: int, high: int) -> Pl
     """The plans for `low` to `high` workers; raises NothingFits where there is surely too little memory for any."""
     usual = asked.world_sizes(low, high)
     ladder = asked.ladder(usual)
-    worlds = {n: _World.of(job, figures, asked, n, ladder, n in usual) for n in range(low, high + 1)}
+    layouts = {n: asked.layout(n) for n in usual}
+    worlds = {n: _World(job, figures, asked, n, ladder, layouts.get(n)) for n in range(low, high + 1)}
     worlds = {n: world for n, world in worlds.items() if world.options}
     limit = figures.cluster.device.memory_bytes - figures.cluster.device.reserved_bytes
     first: dict[int, Choice] = {}
@@ -142,8 +160,8 @@ def planned(job: Job, figures: Figures, asked: Asked, low: int, high: int) -> Pl
             first[n] = choice
     if not first:
         largest = worlds[max(worlds)]
-        leanest = min(largest.options, key=lambda o: o.memory.device_bytes)
-        raise NothingFits(shortage(leanest.memory, leanest.candidate, figures.cluster, max(worlds)))
+        out = [(o.candidate, o.memory) for o in (*largest.options, *largest.all_offloaded)]
+        raise NothingFits(shortage(job, out, figures.cluster, max(worlds)))
     return _leaner_and_leaner(first, {n: worlds[n] for n in first})
 
 
@@ -169,48 +187,71 @@ def _pays(choice: Choice, smaller: Plan, figures: Figures) -> bool:
     return (1 + figures.cluster.time_error) * now < before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _World:
     """All that the engines run on so many workers, weighed."""
 
     job: Job
     figures: Figures
-    options: tuple[Option, ...]
-    asked: Layout | None
-    """None where the world can't be split as asked."""
+    asked: Asked
+    world_size: int
     ladder: tuple[int, ...]
+    usual: Layout | None
+    """The layout as it was asked for; None where the world can't be split so."""
 
-    @classmethod
-    def of(
-        cls, job: Job, figures: Figures, asked: Asked, world_size: int, ladder: tuple[int, ...], usual: bool
-    ) -> _World:
-        cluster, by = figures.cluster, divisors(world_size)
-        choices = Choices(
-            zero_stage=(0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,),
-            micro_batch=ladder,
-            activation_checkpointing=(False, True) if asked.recompute is None else (asked.recompute,),
-            pp=[d for d in by if d <= job.shape.num_layers] if asked.pp is None else (asked.pp,),
-            tp=[d for d in by if d <= cluster.devices_per_node] if asked.tp is None else (asked.tp,),
-            sp=(asked.sp,),
-            ep=(asked.ep,),
-            offload=(asked.offload,),
-            gradient_dtype=asked.gradient_dtype,
-        )
-        candidates = enumerate_layouts(job.shape, world_size, job.global_batch, choices)
-        layout = asked.layout(world_size) if usual else None
-        runs = dict.fromkeys(c for c in candidates if job.runs(c))
-        if layout:
-            runs[Candidate.of(layout)] = None  # the space leaves out what takes too many micro-batches
-        return cls(job, figures, tuple(weigh(job, c, cluster) for c in runs), layout, ladder)
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """Without offload, unless it was asked for."""
+        usual = [Candidate.of(self.usual)] if self.usual else []
+        # the space leaves out what takes too many micro-batches
+        return self._weighed(dict.fromkeys([*self._runnable(self.asked.offload or "none"), *usual]))
+
+    @cached_property
+    def all_offloaded(self) -> tuple[Option, ...]:
+        """With offload, where that makes room on the devices and nobody decided on it."""
+        kinds = resorts(self.figures.cluster, self.asked.drive) if self.asked.offload is None else ()
+        return self._weighed(c for kind in kinds for c in self._runnable(kind))
+
+    @cached_property
+    def offloaded(self) -> tuple[Option, ...]:
+        """Those that the hosts have room for."""
+        cluster = self.figures.cluster
+        return tuple(o for o in self.all_offloaded if host_holds(self.job, o.candidate, o.memory, cluster))
+
+    @cached_property
+    def as_asked(self) -> Option | None:
+        """The usual layout, weighed."""
+        usual = self.usual and Candidate.of(self.usual)
+        return next((o for o in self.options if o.candidate == usual), None)
+
+    def _runnable(self, offload: Offload) -> Iterable[Candidate]:
+        asked, job = self.asked, self.job
+        degrees = {name: getattr(asked, name) for name in DEGREES}
+        fixed: dict[str, Any] = {name: (degree,) for name, degree in degrees.items() if degree is not None}
+        fixed["zero_stage"] = (0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,)
+        fixed["activation_checkpointing"] = (False, True) if asked.recompute is None else (asked.recompute,)
+        pipelines = offload == (asked.offload or "none")
+        spaces = spaces_of(job, self.figures.cluster, self.world_size, offload, pipelines)
+        return runnable(job, self.world_size, [replace(space, micro_batch=self.ladder, **fixed) for space in spaces])
+
+    def _weighed(self, candidates: Iterable[Candidate]) -> tuple[Option, ...]:
+        return tuple(weigh(self.job, candidate, self.figures.cluster) for candidate in candidates)
 
     def choose(self, limit: int | None) -> Choice | None:
         """The best that needs no more than `limit` bytes for its tensors; None where nothing does."""
-        fitting = [o for o in self.options if limit is None or _tensors(o.memory) <= limit]
+        at_home = self._best_of(self.options, limit)
+        if at_home or limit is None:
+            return at_home
+        tiers = ([o for o in self.offloaded if o.candidate.offload == kind] for kind in OFFLOADS[1:])
+        return next((choice for tier in tiers if (choice := self._best_of(tier, limit))), None)
+
+    def _best_of(self, options: Sequence[Option], limit: int | None) -> Choice | None:
+        fitting = [o for o in options if limit is None or _tensors(o.memory) <= limit]
         if not fitting:
             return None
         error = self.figures.cluster.time_error
         fastest = min(fitting, key=lambda o: (o.time.step_s, o.memory.device_bytes))
-        usual = next((o for o in self.options if o.candidate.layout() == self.asked), None)
+        usual = self.as_asked
         beaten = usual if usual in fitting else None
         kept = beaten is not None and beaten.as_fast_as(fastest, error)
         near = [o for o in fitting if o.as_fast_as(fastest, error)]
@@ -224,7 +265,8 @@ class _World:
 
     def leanest(self, reason: str) -> Choice:
         """What needs the least memory."""
-        return self._told(min(self.options, key=lambda o: (o.memory.device_bytes, o.time.step_s)), reason)
+        options = (*self.options, *self.offloaded)
+        return self._told(min(options, key=lambda o: (o.memory.device_bytes, o.time.step_s)), reason)
 
     def _told(self, option: Option, reason: str, runner_up: str = "") -> Choice:
         return Choice(option.candidate.layout(), reason, runner_up, option.memory, option.time.step_s)
@@ -248,10 +290,10 @@ class _World:
 
     def _changes(self, option: Option) -> int:
         """How far it is from what was asked for: a smaller micro-batch is the least, another split the most."""
-        c, stage = option.candidate, self.asked.zero_stage if self.asked else DEFAULT_ZERO_STAGE
-        pp, tp = (self.asked.pp, self.asked.tp) if self.asked else (1, 1)
-        recompute = self.asked.recompute if self.asked else False
-        splits = abs(c.pp.bit_length() - pp.bit_length()) + abs(c.tp.bit_length() - tp.bit_length())
+        c, stage = option.candidate, self.usual.zero_stage if self.usual else DEFAULT_ZERO_STAGE
+        recompute = self.usual.recompute if self.usual else False
+        degrees = [(getattr(c, name), getattr(self.usual, name) if self.usual else 1) for name in DEGREES]
+        splits: int = sum(abs(now.bit_length() - then.bit_length()) for now, then in degrees)
         return (
             2 * self.ladder.index(c.micro_batch)
             + 3 * abs(c.zero_stage - stage)

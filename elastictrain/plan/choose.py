@@ -8,18 +8,23 @@ so a config whose layout is as good as the best, as far as can be told, is left 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
-from elastictrain.plan.layout import GradientDtype
+from elastictrain.plan.layout import GradientDtype, Offload
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND, refusal
 from elastictrain.plan.space import Candidate, Choices, enumerate_layouts, splits_of
 from elastictrain.plan.step_time import StepTime, model_flops, step_time
+
+SNAPSHOTS = 2
+"""Of each rank's state that a keeper has: the newest, and the one that is being written."""
+STATE_BYTES = 12
+"""Of a parameter with its two moments, in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,10 @@ class Option:
         """Whether it is no slower, as far as the predictions can tell."""
         return self.time.step_s <= (1 + error) * other.time.step_s
 
+    def fits(self, job: Job, cluster: Cluster) -> bool:
+        """Whether the device and its host hold what they must."""
+        return fits(job, self.candidate, self.memory, cluster)
+
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
         return {
@@ -120,68 +129,122 @@ class Ranking:
         return tuple(kinds.values())
 
 
+Needed: TypeAlias = tuple[Candidate, Memory]
+"""A candidate, and what each of its workers needs."""
+
+
 class NothingFits(ConfigError):
     """No legal layout of this world fits the devices."""
 
 
 def weigh(job: Job, candidate: Candidate, cluster: Cluster) -> Option:
     """A candidate's memory and time."""
-    memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
+    memory = need(job, candidate, cluster)
     return Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster))
 
 
-def fits(memory: Memory, cluster: Cluster) -> bool:
-    """Whether the device, its host and the drives hold what they must."""
-    host = memory.host_bytes * cluster.devices_per_node <= cluster.host_memory_bytes
-    return host and memory.device_bytes <= cluster.device.memory_bytes
+def need(job: Job, candidate: Candidate, cluster: Cluster) -> Memory:
+    """What each worker needs; where device and host have one memory, all of it there."""
+    memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
+    return memory.in_one_memory() if cluster.one_memory else memory
 
 
-def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None) -> Ranking:
-    """The candidates of this world that fit, the best first; without `choices`, of all that the engines run.
+def fits(job: Job, candidate: Candidate, memory: Memory, cluster: Cluster) -> bool:
+    """Whether the device and its host hold what they must."""
+    return memory.device_bytes <= cluster.device.memory_bytes and host_holds(job, candidate, memory, cluster)
 
-    Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
+
+def host_holds(job: Job, candidate: Candidate, memory: Memory, cluster: Cluster) -> bool:
+    """Whether a node's host has room for what its workers offload, beside the snapshots of their state."""
+    if not memory.host_bytes:
+        return True
+    world, here = candidate.world_size, min(candidate.world_size, cluster.devices_per_node)
+    copies = SNAPSHOTS * (2 if world > here else 1)  # those of a buddy on another node too
+    snapshot = STATE_BYTES * job.shape.num_parameters // world
+    return here * (memory.host_bytes + copies * snapshot) <= cluster.host_memory_bytes
+
+
+def rank_layouts(
+    job: Job, cluster: Cluster, world_size: int, choices: Choices | None = None, drive: bool = False
+) -> Ranking:
+    """The candidates of this world that fit, the best first.
+
+    Without `choices`, of all that the engines run, with offload where nothing fits without; `drive` says that it may
+    go to drives. Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
-    all_choices = replace(choices or _all_splits(job, cluster, world_size), gradient_dtype=job.gradient_dtype)
-    found = enumerate_layouts(job.shape, world_size, job.global_batch, all_choices)
-    candidates = found if choices else (candidate for candidate in found if job.runs(candidate))
-    looked_at, leanest, leanest_of, options = 0, None, None, []
-    for candidate in candidates:
-        looked_at += 1
-        memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
-        if fits(memory, cluster):
-            time = step_time(job.shape, job.dtype, candidate, cluster)
-            options.append(Option(candidate, memory, time))
-        elif leanest is None or memory.device_bytes < leanest.device_bytes:
-            leanest, leanest_of = memory, candidate
+    if choices:
+        every = replace(choices, gradient_dtype=job.gradient_dtype)
+        options, out = _fitting(job, cluster, enumerate_layouts(job.shape, world_size, job.global_batch, every))
+    else:
+        options, out = _fitting(job, cluster, runnable(job, world_size, spaces_of(job, cluster, world_size)))
+        for kind in resorts(cluster, drive):
+            if not options:
+                away = spaces_of(job, cluster, world_size, kind, pipelines=False)
+                options, too_large = _fitting(job, cluster, runnable(job, world_size, away))
+                out += too_large
     if options:
         options.sort(key=lambda o: (o.time.step_s, o.memory.device_bytes))
-        return Ranking(tuple(options), looked_at)
-    if leanest is None:
+        return Ranking(tuple(options), len(options) + len(out))
+    if not out:
         raise ConfigError(
             f"{world_size} workers can't share a step of train.global_batch {job.global_batch}: no micro-batch comes "
             "out whole; make train.global_batch a multiple of the number of workers"
         )
-    raise NothingFits(shortage(leanest, leanest_of, cluster, world_size))
+    raise NothingFits(shortage(job, out, cluster, world_size))
 
 
-def _all_splits(job: Job, cluster: Cluster, world_size: int) -> Choices:
-    return splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else Choices()
+def _fitting(job: Job, cluster: Cluster, candidates: Iterable[Candidate]) -> tuple[list[Option], list[Needed]]:
+    """The candidates that fit, weighed; what the others need."""
+    options, out = list[Option](), list[Needed]()
+    for candidate in candidates:
+        memory = need(job, candidate, cluster)
+        if fits(job, candidate, memory, cluster):
+            options.append(Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster)))
+        else:
+            out.append((candidate, memory))
+    return options, out
 
 
-def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int]) -> dict[int, Option | None]:
+def resorts(cluster: Cluster, drive: bool) -> tuple[Offload, ...]:
+    """What offload makes room on the devices, the less drastic first; `drive` says that nodes have a folder for it."""
+    to_hosts: tuple[Offload, ...] = () if cluster.one_memory else ("cpu",)
+    return (*to_hosts, "nvme") if drive else to_hosts
+
+
+def spaces_of(
+    job: Job, cluster: Cluster, world_size: int, offload: Offload = "none", pipelines: bool = True
+) -> tuple[Choices, ...]:
+    """What may be varied to find what the engines run, all of it with this offload.
+
+    As a last resort offload is looked at without `pipelines`: ZeRO 3, which goes with the other splits, is leaner.
+    """
+    spaces = splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else (Choices(),)
+    common = Choices(offload=(offload,), gradient_dtype=job.gradient_dtype)
+    return tuple(
+        replace(common, pp=space.pp if pipelines else (1,), tp=space.tp, sp=space.sp, ep=space.ep) for space in spaces
+    )
+
+
+def runnable(job: Job, world_size: int, spaces: Iterable[Choices]) -> Iterable[Candidate]:
+    """What the engines run in these spaces, each once."""
+    found = (c for space in spaces for c in enumerate_layouts(job.shape, world_size, job.global_batch, space))
+    return dict.fromkeys(candidate for candidate in found if job.runs(candidate))
+
+
+def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int], drive: bool = False) -> dict[int, Option | None]:
     """The best option of each of these numbers of workers; None where nothing fits."""
     found: dict[int, Option | None] = {}
     for world_size in sizes:
         try:
-            found[world_size] = rank_layouts(job, cluster, world_size).best
+            found[world_size] = rank_layouts(job, cluster, world_size, drive=drive).best
         except NothingFits:
             found[world_size] = None
     return found
 
 
-def advise(ranking: Ranking, as_written: Option | None, cluster: Cluster) -> Option:
+def advise(job: Job, ranking: Ranking, as_written: Option | None, cluster: Cluster) -> Option:
     """What to train with: what the config has, if that fits and nothing is known to be faster; else the best."""
-    if as_written and fits(as_written.memory, cluster) and as_written.as_fast_as(ranking.best):
+    if as_written and as_written.as_fast_as(ranking.best) and as_written.fits(job, cluster):
         return as_written
     return ranking.best
 
@@ -201,17 +264,21 @@ def why(winner: Option, loser: Option) -> str:
     return f"{share} % slower{error}: more {parts}"
 
 
-def shortage(memory: Memory, candidate: Candidate | None, cluster: Cluster, world_size: int) -> str:
-    """That nothing fits, with the arithmetic of the candidate that needs least."""
+def shortage(job: Job, out: Sequence[Needed], cluster: Cluster, world_size: int) -> str:
+    """That nothing fits, with the arithmetic of what needs least, of all these."""
     device = cluster.device
+    at_home = [(c, m) for c, m in out if not m.host_bytes] or out
+    candidate, memory = min(at_home, key=lambda needed: needed[1].device_bytes)
     parts = [
         (name, getattr(memory, name))
         for name in ("weights", "gradients", "optimizer", "activations", "buffers", "fragmentation", "reserved")
     ]
     total = " + ".join(f"{name} {num_bytes / 1e9:.3g}" for name, num_bytes in parts if num_bytes)
+    away = [c for c, m in out if m.host_bytes and m.device_bytes <= device.memory_bytes]
+    host = f"offload needs hosts with more than {cluster.host_memory_bytes / 1e9:.3g} GB" if away else ""
     return (
         f"no layout of {world_size} workers fits {device.name} with {device.memory_bytes / 1e9:.3g} GB: the leanest, "
-        f"{candidate}, needs {total} = {memory.device_bytes / 1e9:.3g} GB a worker. Use more workers, a smaller "
-        "model.hidden_size, model.num_layers or data.seq_len, or devices with more memory (a larger "
+        f"{candidate}, needs {total} = {memory.device_bytes / 1e9:.3g} GB a worker{host and f'; {host}'}. Use more "
+        "workers, a smaller model.hidden_size, model.num_layers or data.seq_len, or devices with more memory (a larger "
         "cluster.device_memory, if that is set)."
     )

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["fp32", "bf16"]
 
+ASSUMED_DRIVE_BYTES_PER_S = 2e9
+"""Of drives whose speed nobody told, where offload to them is asked for."""
 TIME_ERROR = 0.15
 """How far predicted seconds of a step were from measured ones at most; docs/plan.md says where."""
 
@@ -96,6 +98,16 @@ class Cluster(_Section):
     time_error: float = Field(default=TIME_ERROR, ge=0)
     """How far off the seconds of a step may be that these speeds give: of two steps closer than that, neither is known
     to be the faster."""
+
+    @property
+    def one_memory(self) -> bool:
+        """Whether the devices' memory is their host's: then offload to it makes no room."""
+        return self.host_memory_bytes == 0
+
+    @property
+    def drive_bytes_per_s(self) -> float:
+        """Reading speed of a node's drives, told or assumed."""
+        return self.nvme_bytes_per_s or ASSUMED_DRIVE_BYTES_PER_S
 
     @property
     def num_devices(self) -> int:

@@ -4,6 +4,8 @@
     CPUs      the memory that Ray gives a node, shared by the workers that it may get; speeds are a guess, so that a
               layout changes for its memory, not for its time (`Cluster.time_error`)
 
+The memory that Ray gives a node with GPUs is what offloaded state has; on CPUs it is the workers' own.
+
 `cluster.device_memory` overrides the memory. Only sizes that never change count, so the same cluster always gives the
 same figures; the one that may is a CPU node's memory, which Ray takes at its start from what is free.
 """
@@ -20,7 +22,7 @@ GUESSED_ERROR = 1.0
 GPU_RESERVED_BYTES = 2_500_000_000
 CPU_RESERVED_BYTES = 500_000_000
 ASSUMED_HOST_BYTES = 64 * 2**30
-"""Of a node that does not say; only offloaded state, which the runtime does not plan, needs it."""
+"""Of a node with GPUs that does not say; only offloaded state needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ def figures_of(
         known = given is not None or gpu is not None
         device = _gpu_device(gpu or GPUS["A100"], given)
         link = (gpu or GPUS["A100"]).link_bytes_per_s
-        cluster = _cluster(len(with_room), per_node, device, link, Efficiency(), None if gpu else GUESSED_ERROR)
+        error = None if gpu else GUESSED_ERROR
+        told = min((int(node["memory"]) for node, _ in with_room if node.get("memory")), default=ASSUMED_HOST_BYTES)
+        cluster = _cluster(len(with_room), per_node, device, link, Efficiency(), error, host_memory_bytes=told)
         return Figures(cluster, known, known)
     shares = [int(node["memory"]) // min(count, most_workers) for node, count in with_room if node.get("memory")]
     device = Device(
@@ -111,7 +115,13 @@ def _gpu_device(gpu: Gpu, given: int | None) -> Device:
 
 
 def _cluster(
-    num_nodes: int, per_node: int, device: Device, link: float, efficiency: Efficiency, error: float | None
+    num_nodes: int,
+    per_node: int,
+    device: Device,
+    link: float,
+    efficiency: Efficiency,
+    error: float | None,
+    host_memory_bytes: int = 0,
 ) -> Cluster:
     cluster = Cluster(
         name="Ray's cluster",
@@ -121,7 +131,7 @@ def _cluster(
         within_node=Link(bytes_per_s=link, latency_s=3e-6 if "GPU" in device.name else 1e-4),
         between_nodes=Link(bytes_per_s=min(link, 12.5e9), latency_s=2e-5 if "GPU" in device.name else 1e-4),
         host_link=Link(bytes_per_s=25e9),
-        host_memory_bytes=ASSUMED_HOST_BYTES,
+        host_memory_bytes=host_memory_bytes,
         host_memory_bytes_per_s=200e9,
         efficiency=efficiency,
     )

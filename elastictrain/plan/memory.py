@@ -14,7 +14,7 @@ between tensors is `Device.fragmentation`, a share of what comes and goes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -52,6 +52,10 @@ class Memory:
     def device_bytes(self) -> int:
         """All that must fit on the device."""
         return self.tensor_bytes + self.fragmentation + self.reserved
+
+    def in_one_memory(self) -> Memory:
+        """Where the device's memory is the host's: what is offloaded to that takes as much room as ever."""
+        return replace(self, optimizer=self.optimizer + self.host_bytes, host_bytes=0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""

@@ -118,10 +118,17 @@ class Choices:
     """Most ranks of tensor and sequence parallelism together; None means any number."""
 
 
-def splits_of(shape: ModelShape, world_size: int, devices_per_node: int) -> Choices:
-    """Every way to deal one model out to stages, and to the workers of a node."""
-    within_node = [d for d in divisors(world_size) if d <= devices_per_node]
-    return Choices(pp=[d for d in divisors(world_size) if d <= shape.num_layers], tp=within_node)
+def splits_of(shape: ModelShape, world_size: int, devices_per_node: int) -> tuple[Choices, ...]:
+    """The ways to deal one model out, to be looked at one after the other, since no engine runs two of them at once.
+
+    Its experts to replicas; or its layers to stages and its matrices to the workers of a node; or its sequences to
+    the workers of a node.
+    """
+    by = divisors(world_size)
+    if shape.num_experts > 1:
+        return (Choices(ep=[d for d in by if shape.num_experts % d == 0]),)
+    within_node = [d for d in by if d <= devices_per_node]
+    return Choices(pp=[d for d in by if d <= shape.num_layers], tp=within_node), Choices(sp=within_node[1:])
 
 
 def everything(shape: ModelShape, world_size: int, devices_per_node: int, nvme: bool = False) -> Choices:

@@ -205,6 +205,6 @@ def _update(dtype: Dtype, c: Candidate, elements: float, cluster: Cluster, memor
     moves = BYTES[dtype] * (2 * c.accumulation if c.zero_stage == 3 else 1) + FP32
     traffic_s = moves * elements / cluster.host_link.bytes_per_s
     if c.offload == "nvme":
-        traffic_s += 2 * 3 * FP32 * elements * cluster.devices_per_node / cluster.nvme_bytes_per_s
+        traffic_s += 2 * 3 * FP32 * elements * cluster.devices_per_node / cluster.drive_bytes_per_s
     host = cluster.host_memory_bytes_per_s / cluster.devices_per_node
     return traffic_s, UPDATE_BYTES * elements / host

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from elastictrain.config import TrainConfig
-from elastictrain.plan.layout import legal_world_sizes
+from elastictrain.planning import asked_of
 from elastictrain.runtime.fleet import demand_of
 from elastictrain.sweep.neighbours import Neighbours
 from elastictrain.sweep.share import Claim, seat, share
@@ -32,10 +32,7 @@ GONE_S = 3.0
 
 def sizes_of(config: TrainConfig) -> tuple[int, ...]:
     """The numbers of workers that a run of this config can have."""
-    train, elastic = config.train, config.elastic
-    return legal_world_sizes(
-        train.global_batch, train.micro_batch, elastic.min_workers, elastic.max_workers, config.parallel.replica_size
-    )
+    return asked_of(config).world_sizes(config.elastic.min_workers, config.elastic.max_workers)
 
 
 class Shares:

@@ -11,6 +11,8 @@ from elastictrain.plan.layout import Layout
 
 _NEW = {"pp": None, "tp": None, "zero_stage": None, "layout": "auto"}
 """Of `parallel`, what older runs do not tell."""
+_NOTHING = {"ep": 1, "sp": 1, "offload": "none"}
+"""What older runs tell of the others where nobody asked for them."""
 
 
 def layout_in_force(earlier: Sequence[Event], config: TrainConfig) -> Layout | None:
@@ -34,4 +36,6 @@ def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     """What decides about memory, of a config as it was told."""
     train, parallel = config.get("train", {}), config.get("parallel", {})
     memory = config.get("cluster", {}).get("device_memory")
-    return train.get("micro_batch"), train.get("activation_checkpointing"), {**_NEW, **parallel}, memory
+    parallel = {name: None if _NOTHING.get(name) == value else value for name, value in parallel.items()}
+    parallel = {**_NEW, **dict.fromkeys(_NOTHING), **parallel}
+    return train.get("micro_batch"), train.get("activation_checkpointing"), parallel, memory

@@ -27,24 +27,31 @@ wishes = st.builds(
     pp=st.sampled_from([None, None, None, 2]),
     tp=st.sampled_from([None, None, None, 1, 2]),
     recompute=st.sampled_from([None, None, False, True]),
+    sp=st.sampled_from([None, None, None, 1, 2]),
+    ep=st.sampled_from([None, None, 1, 2]),
+    offload=st.sampled_from([None, None, None, "none", "cpu"]),
+    drive=st.booleans(),
 )
 machines = st.builds(
-    lambda log_memory, per_node, error, firm: Figures(
-        cluster_of(int(2**log_memory), per_node).model_copy(update={"time_error": error}), known=True, firm=firm
+    lambda log_memory, per_node, error, firm, host: Figures(
+        cluster_of(int(2**log_memory), per_node).model_copy(update={"time_error": error, "host_memory_bytes": host}),
+        known=True,
+        firm=firm,
     ),
     st.floats(20, 36),
     st.integers(1, 4),
     st.sampled_from([0.15, 1.0]),
     st.booleans(),
+    st.sampled_from([0, 10**10, 10**13]),
 )
 
 
 @st.composite
 def jobs(draw: st.DrawFn) -> tuple[Job, Asked]:
-    shape, asked, dtype = replace(draw(shapes(8)), num_experts=1), draw(wishes), draw(dtypes)
-    assume((asked.pp or 1) <= shape.num_layers and shape.num_kv_heads % (asked.tp or 1) == 0)
-    assume(dtype == "fp32" or asked.tp != 2 or asked.zero_stage != 0)
-    return Job(shape, dtype, asked.global_batch), asked
+    shape, asked, dtype = draw(shapes(8)), draw(wishes), draw(dtypes)
+    job = Job(shape, dtype, asked.global_batch)
+    assume(job.runs(Candidate.of(asked.layout(asked.replica_size * (asked.ep or 1)))))
+    return job, asked
 
 
 def plans_of(job: Job, figures: Figures, asked: Asked) -> Plans:
@@ -68,7 +75,7 @@ def test_every_plan_has_what_was_asked_for_and_what_an_engine_runs(work: tuple[J
             assert (layout.world_size, layout.global_batch) == (size, asked.global_batch)
             assert layout.micro_batch <= asked.micro_batch
             assert job.runs(Candidate.of(layout))
-            for name in ("zero_stage", "pp", "tp", "recompute"):
+            for name in ("zero_stage", "pp", "tp", "sp", "ep", "offload", "recompute"):
                 assert getattr(asked, name) in (None, getattr(layout, name))
 
 
@@ -82,13 +89,36 @@ def test_what_is_chosen_fits_and_what_was_asked_for_is_kept_where_nothing_is_kno
     assume(plans)
     for size, choice in plans[0].items():
         assert choice.memory is not None
-        assert fits(choice.memory, figures.cluster) or not figures.firm
-        if size in asked.world_sizes(1, HIGH) and fits(choice.memory, figures.cluster):
+        room = figures.cluster.device.memory_bytes
+        assert choice.memory.device_bytes <= room or not figures.firm
+        if size in asked.world_sizes(1, HIGH) and choice.memory.device_bytes <= room:
             usual = weigh(job, Candidate.of(asked.layout(size)), figures.cluster)
             chosen = weigh(job, Candidate.of(choice.layout), figures.cluster)
             kept = choice.layout == asked.layout(size)
             known_to_be_faster = not usual.as_fast_as(chosen, figures.cluster.time_error)
-            assert kept or not fits(usual.memory, figures.cluster) or known_to_be_faster
+            assert kept or usual.memory.device_bytes > room or known_to_be_faster
+
+
+@settings(deadline=None, max_examples=60)
+@given(jobs(), machines)
+def test_nobody_is_given_offload_that_did_not_ask_for_it_but_where_nothing_else_fits(
+    work: tuple[Job, Asked], figures: Figures
+) -> None:
+    job, asked = work
+    cluster = figures.cluster
+    assume(asked.offload is None)
+    without = plans_of(job, replace(figures, firm=True), replace(asked, offload="none"))
+    for size, choice in (plans_of(job, figures, asked) or ({},))[0].items():
+        offload = choice.layout.offload
+        if (
+            offload != "none"
+            and choice.memory is not None
+            and choice.memory.device_bytes <= cluster.device.memory_bytes
+        ):
+            assert not without or size not in without[0]
+            assert fits(job, Candidate.of(choice.layout), choice.memory, cluster), "the host has room too"
+        assert offload != "cpu" or not cluster.one_memory
+        assert offload != "nvme" or asked.drive
 
 
 @settings(deadline=None, max_examples=60)

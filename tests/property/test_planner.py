@@ -153,12 +153,12 @@ def test_the_best_is_never_beaten(shape: ModelShape, dtype: Dtype, world: int, b
     job, cluster = Job(shape, dtype, batch), cluster_of(2**log_memory)
     choices = everything(shape, world, 4)
     candidates = enumerate_layouts(shape, world, batch, choices)
-    if not any(fits(memory_of(shape, dtype, c, cluster.device), cluster) for c in candidates):
+    if not any(fits(job, c, memory_of(shape, dtype, c, cluster.device), cluster) for c in candidates):
         with pytest.raises(NothingFits, match=r"the leanest, dp.* needs .* GB a worker"):
             rank_layouts(job, cluster, world, choices)
         return
     ranking = rank_layouts(job, cluster, world, choices)
-    assert all(fits(option.memory, cluster) for option in ranking.options)
+    assert all(option.fits(job, cluster) for option in ranking.options)
     times = [option.time.step_s for option in ranking.options]
     assert times == sorted(times)
     for kind in ranking.best_of_each_kind():

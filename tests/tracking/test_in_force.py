@@ -39,6 +39,7 @@ def test_what_memory_allowed_last_is_kept_over_attempts() -> None:
     "change",
     [
         "train.micro_batch=8", "train.activation_checkpointing=true", "parallel.zero_stage=3", "parallel.pp=2",
+        "parallel.sp=2", "parallel.offload=cpu",
         "parallel.layout=manual", "cluster.device_memory=8GiB",
     ],
 )  # fmt: skip
@@ -46,3 +47,8 @@ def test_who_changes_what_needs_memory_is_taken_at_his_word(change: str) -> None
     earlier = attempt(config(), 4, 2)
     assert layout_in_force(earlier, config("train.steps=500")) == Layout(2, 1, 2, 4)
     assert layout_in_force(earlier, config(change)) is None
+
+
+def test_degrees_that_were_told_when_they_could_not_be_left_open_count_as_that() -> None:
+    before = config("parallel.ep=1", "parallel.sp=1", "parallel.offload=none")
+    assert layout_in_force(attempt(before, 4, 2), config()) == Layout(2, 1, 2, 4)

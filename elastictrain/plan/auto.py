@@ -20,10 +20,18 @@ from typing import Any, TypeAlias
 
 from elastictrain.plan.choose import Job, NothingFits, Option, shortage, weigh, why
 from elastictrain.plan.figures import Figures
-from elastictrain.plan.layout import GradientDtype, Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
+from elastictrain.plan.layout import (
+    GradientDtype,
+    Layout,
+    Offload,
+    Recompute,
+    legal_world_sizes,
+    micro_batch_ladder,
+    plan_layout,
+)
 from elastictrain.plan.memory import Memory
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
-from elastictrain.plan.space import Candidate, Choices, divisors, enumerate_layouts
+from elastictrain.plan.space import RECOMPUTES, Candidate, Choices, divisors, enumerate_layouts
 
 LEANER = 0.9
 """What ran out of memory is followed by what needs at most this share of it: estimates are off by up to a tenth."""
@@ -39,7 +47,7 @@ class Asked:
     zero_stage: int | None = None
     pp: int | None = None
     tp: int | None = None
-    recompute: bool | None = None
+    recompute: Recompute | None = None
     sp: int = 1
     ep: int = 1
     offload: Offload = "none"
@@ -63,7 +71,7 @@ class Asked:
             ep=self.ep,
             offload=self.offload,
             gradient_dtype=self.gradient_dtype,
-            recompute=bool(self.recompute),
+            recompute=self.recompute or "none",
         )
 
     def world_sizes(self, low: int, high: int) -> tuple[int, ...]:
@@ -188,7 +196,7 @@ class _World:
         choices = Choices(
             zero_stage=(0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,),
             micro_batch=ladder,
-            activation_checkpointing=(False, True) if asked.recompute is None else (asked.recompute,),
+            activation_checkpointing=RECOMPUTES if asked.recompute is None else (asked.recompute,),
             pp=[d for d in by if d <= job.shape.num_layers] if asked.pp is None else (asked.pp,),
             tp=[d for d in by if d <= cluster.devices_per_node] if asked.tp is None else (asked.tp,),
             sp=(asked.sp,),
@@ -250,12 +258,12 @@ class _World:
         """How far it is from what was asked for: a smaller micro-batch is the least, another split the most."""
         c, stage = option.candidate, self.asked.zero_stage if self.asked else DEFAULT_ZERO_STAGE
         pp, tp = (self.asked.pp, self.asked.tp) if self.asked else (1, 1)
-        recompute = self.asked.recompute if self.asked else False
+        recompute = RECOMPUTES.index(self.asked.recompute if self.asked else "none")
         splits = abs(c.pp.bit_length() - pp.bit_length()) + abs(c.tp.bit_length() - tp.bit_length())
         return (
             2 * self.ladder.index(c.micro_batch)
             + 3 * abs(c.zero_stage - stage)
-            + 4 * (c.activation_checkpointing != recompute)
+            + (0, 3, 4)[RECOMPUTES.index(c.activation_checkpointing) - recompute]
             + 5 * splits
         )
 

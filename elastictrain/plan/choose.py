@@ -8,13 +8,13 @@ so a config whose layout is as good as the best, as far as can be told, is left 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
-from elastictrain.plan.layout import GradientDtype
+from elastictrain.plan.layout import GradientDtype, Recompute
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND, refusal
@@ -98,7 +98,7 @@ class Ranking:
 
     options: tuple[Option, ...]
     num_looked_at: int
-    """Legal candidates, those that do not fit included."""
+    """Candidates that were weighed; more recomputation only where less of it does not fit, and more may."""
 
     @property
     def best(self) -> Option:
@@ -142,26 +142,33 @@ def rank_layouts(job: Job, cluster: Cluster, world_size: int, choices: Choices |
     Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
     all_choices = replace(choices or _all_splits(job, cluster, world_size), gradient_dtype=job.gradient_dtype)
-    found = enumerate_layouts(job.shape, world_size, job.global_batch, all_choices)
-    candidates = found if choices else (candidate for candidate in found if job.runs(candidate))
-    looked_at, leanest, leanest_of, options = 0, None, None, []
-    for candidate in candidates:
-        looked_at += 1
-        memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
-        if fits(memory, cluster):
-            time = step_time(job.shape, job.dtype, candidate, cluster)
-            options.append(Option(candidate, memory, time))
-        elif leanest is None or memory.device_bytes < leanest.device_bytes:
-            leanest, leanest_of = memory, candidate
+    ways, looked_at, options = all_choices.activation_checkpointing, 0, list[Option]()
+
+    def candidates(ways: Sequence[Recompute]) -> Iterator[Candidate]:
+        some = replace(all_choices, activation_checkpointing=ways)
+        found = enumerate_layouts(job.shape, world_size, job.global_batch, some)
+        return found if choices else (candidate for candidate in found if job.runs(candidate))
+
+    for plainest in candidates(ways[:1]):
+        for way in ways:
+            candidate = replace(plainest, activation_checkpointing=way)
+            memory = memory_of(job.shape, job.dtype, candidate, cluster.device)
+            looked_at += 1
+            if fits(memory, cluster):
+                options.append(Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster)))
+                break  # to recompute more takes longer
+            if memory.device_bytes - memory.activations - memory.fragmentation > cluster.device.memory_bytes:
+                break  # nor would it help
     if options:
         options.sort(key=lambda o: (o.time.step_s, o.memory.device_bytes))
         return Ranking(tuple(options), looked_at)
-    if leanest is None:
+    if not looked_at:
         raise ConfigError(
             f"{world_size} workers can't share a step of train.global_batch {job.global_batch}: no micro-batch comes "
             "out whole; make train.global_batch a multiple of the number of workers"
         )
-    raise NothingFits(shortage(leanest, leanest_of, cluster, world_size))
+    needs = ((memory_of(job.shape, job.dtype, c, cluster.device), c) for c in candidates(ways))
+    raise NothingFits(shortage(*min(needs, key=lambda need: need[0].device_bytes), cluster, world_size))
 
 
 def _all_splits(job: Job, cluster: Cluster, world_size: int) -> Choices:
@@ -201,7 +208,7 @@ def why(winner: Option, loser: Option) -> str:
     return f"{share} % slower{error}: more {parts}"
 
 
-def shortage(memory: Memory, candidate: Candidate | None, cluster: Cluster, world_size: int) -> str:
+def shortage(memory: Memory, candidate: Candidate, cluster: Cluster, world_size: int) -> str:
     """That nothing fits, with the arithmetic of the candidate that needs least."""
     device = cluster.device
     parts = [

@@ -56,7 +56,7 @@ def in_turn(me: Rank, kept: Path) -> Trained:
         turn(config, (me.index,))
     if not me.index:
         me.meet()
-    recomputing = train_config(1, "fp32", degrees={"pp": 2}, activation_checkpointing=True)
+    recomputing = train_config(1, "fp32", degrees={"pp": 2}, activation_checkpointing="full")
     for config in (staged, staged.compiling(True), recomputing.compiling(True)):
         turn(config, (0, 1))
     assert kept.is_dir()

@@ -12,9 +12,9 @@ No matrix product, attention or collective is done twice, and no random number i
 kept), so losses and gradients are those of a plain pass, bit for bit.
 
 torch's own way is a policy over operators (`create_selective_checkpoint_contexts`). In a compiled block it costs
-nothing, so there it is used. As it runs in Python at each operator, twice, a small model is slower with it than with
-all recomputed (1.1 times; `cheap` takes 0.8 of that), and collectives are repeated: it is for models whose code is not
-ours (`products_kept`).
+nothing, so there it is used. Else it runs in Python at each operator, twice, and repeats collectives: on a small model
+it took 1.1 of the time of full recomputation, where `cheap` took 0.8. So it is for models whose code is not ours
+(`products_kept`).
 
 Cost: a Python call for each tensor that autograd keeps; in the backward pass norms and gatings are made twice, once
 for the products that read them and once for their own gradient.

@@ -69,7 +69,10 @@ class Transformer(nn.Module):
         vocabulary = Vocabulary(vocab_size, part.share(vocab_size), peers)
         self.embedding = Embedding(vocabulary, model.hidden_size) if part.first or tied_head else None
         self.blocks = nn.ModuleDict(
-            {str(number): Block(model, part, peers, exchange, sequence, recompute) for number in part.blocks}
+            {
+                str(number): Block(model, part, peers, exchange, sequence, recompute == "selective")
+                for number in part.blocks
+            }
         )
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
@@ -119,10 +122,10 @@ class Block(nn.Module):
         peers: Peers | None,
         exchange: Exchange | None,
         sequence: SequencePeers | None,
-        recompute: Recompute,
+        selective: bool,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.selective = selective
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.attention = Attention(model, part, peers, sequence)
         self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
@@ -136,8 +139,9 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
         """The stream, and what the router tells if there is one."""
-        selective = self.recompute == "selective" and self.training
-        return selectively(self._through, hidden, rotation) if selective else self._through(hidden, rotation)
+        if self.selective and self.training:
+            return selectively(self._through, hidden, rotation)
+        return self._through(hidden, rotation)
 
     def _through(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
         hidden = hidden + self.dropout(self.attention(cheap(self.attention_norm, hidden), rotation))

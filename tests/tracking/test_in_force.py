@@ -46,3 +46,18 @@ def test_who_changes_what_needs_memory_is_taken_at_his_word(change: str) -> None
     earlier = attempt(config(), 4, 2)
     assert layout_in_force(earlier, config("train.steps=500")) == Layout(2, 1, 2, 4)
     assert layout_in_force(earlier, config(change)) is None
+
+
+@pytest.mark.parametrize(("told", "means"), [(True, "full"), (False, "none")])
+def test_older_runs_tell_recomputation_as_true_or_false(told: bool, means: str) -> None:
+    """And so do their configs: who asks for the same in words changes nothing."""
+    now = config(f"train.activation_checkpointing={means}")
+    layout = {"dp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4, "recompute": told}
+    before = now.to_dict()
+    before["train"]["activation_checkpointing"] = told
+    earlier = [
+        RunStarted(0.0, "demo", 1, before, {}),
+        GenerationStarted(1.0, 0, layout, 2, 1, "", "fresh", "bit_exact", ()),
+    ]
+    assert layout_in_force(earlier, now) == Layout(2, 1, 2, 4, recompute=means)
+    assert Layout.from_json(Layout(2, 1, 2, 4, recompute=means).to_json()).recompute == means

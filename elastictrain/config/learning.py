@@ -66,8 +66,8 @@ class TrainSection(Section):
     activation_checkpointing: Annotated[Recompute, BeforeValidator(_named, bool | Recompute)] | None = None
     """Compute activations of each block again in the backward pass. `full`, or true: all of them; the least memory, a
     third more compute. `selective`: only what is cheap, and no matrix product, attention or collective; about half of
-    the memory for a few percent more time. `none`, or false: nothing. None: what `parallel.layout: auto` finds that
-    memory needs."""
+    the memory for less than a tenth more time, but in tiny models. `none`, or false: nothing. None: what memory needs,
+    as `parallel.layout: auto` finds it."""
     compile: bool | None = None
     """Whether torch.compile makes kernels of its own for a transformer's blocks, Hugging Face models' too (data
     parallelism and pipelines, ZeRO 0 to 2): faster steps for some seconds at each worker's start. None: in runs of

@@ -22,6 +22,7 @@ from tensor_memory import TensorMemory
 
 from elastictrain.config import TrainConfig
 from elastictrain.plan.cluster import Device
+from elastictrain.plan.layout import RECOMPUTED, Recompute
 from elastictrain.plan.memory import memory_of
 from elastictrain.planning import candidate_of, job_of
 
@@ -45,7 +46,7 @@ class Case:
     world_size: int
     micro_batch: int
     accumulation: int = 2
-    recompute: bool = False
+    recompute: Recompute = "none"
     vocab_size: int = 2048
     seq_len: int = 128
     pp: int = 1
@@ -87,15 +88,15 @@ class Case:
 
 CASES = (
     Case("wide", "fp32", 0, 1, 8),
-    Case("wide", "fp32", 0, 2, 4, recompute=True),
+    Case("wide", "fp32", 0, 2, 4, recompute="full"),
     Case("wide", "bf16", 0, 2, 1, 4),
     Case("wide", "fp32", 1, 1, 8),
     Case("wide", "fp32", 1, 2, 1),
     Case("wide", "fp32", 1, 2, 8, 1),
     Case("wide", "fp32", 1, 4, 4),
     Case("wide", "bf16", 1, 2, 8),
-    Case("wide", "bf16", 1, 4, 2, recompute=True),
-    Case("wide", "fp32", 2, 2, 8, recompute=True),
+    Case("wide", "bf16", 1, 4, 2, recompute="full"),
+    Case("wide", "fp32", 2, 2, 8, recompute="full"),
     Case("wide", "fp32", 2, 4, 1),
     Case("wide", "bf16", 2, 1, 8),
     Case("wide", "bf16", 2, 2, 1),
@@ -103,20 +104,20 @@ CASES = (
     Case("wide", "fp32", 3, 1, 4),
     Case("wide", "fp32", 3, 2, 1),
     Case("wide", "fp32", 3, 2, 8, 1),
-    Case("wide", "fp32", 3, 4, 2, recompute=True),
+    Case("wide", "fp32", 3, 4, 2, recompute="full"),
     Case("wide", "bf16", 3, 2, 8),
     Case("wide", "bf16", 3, 4, 1),
     Case("tiny", "fp32", 1, 2, 8),
     Case("tiny", "bf16", 3, 2, 4, vocab_size=8192),
     Case("tiny", "fp32", 2, 2, 2, seq_len=512),
     Case("deep", "fp32", 0, 2, 8, 1),
-    Case("deep", "fp32", 1, 2, 2, recompute=True),
+    Case("deep", "fp32", 1, 2, 2, recompute="full"),
     Case("deep", "bf16", 1, 4, 2),
     Case("deep", "bf16", 2, 2, 8, 1),
     Case("deep", "fp32", 3, 2, 4, 1),
-    Case("deep", "bf16", 3, 4, 4, recompute=True),
+    Case("deep", "bf16", 3, 4, 4, recompute="full"),
     Case("experts", "fp32", 1, 2, 4),
-    Case("experts", "bf16", 3, 2, 8, recompute=True),
+    Case("experts", "bf16", 3, 2, 8, recompute="full"),
     Case("experts", "fp32", 0, 2, 4, ep=2),
     Case("experts", "fp32", 1, 4, 8, ep=2),
     Case("experts", "bf16", 1, 2, 2, ep=2),
@@ -131,13 +132,13 @@ CASES = (
     Case("tiny", "bf16", 1, 4, 8, 4, pp=2, tp=2, vocab_size=8192),
     Case("wide", "fp32", 1, 4, 2, 6, pp=4),
     Case("deep", "fp32", 1, 2, 8, 2, pp=2),
-    Case("deep", "bf16", 1, 4, 2, 8, pp=4, recompute=True),
+    Case("deep", "bf16", 1, 4, 2, 8, pp=4, recompute="full"),
     Case("tiny", "fp32", 0, 2, 8, 4, pp=2, vocab_size=8192),
     Case("wide", "fp32", 1, 2, 8, tp=2),
     Case("wide", "fp32", 0, 2, 2, 4, tp=2),
     Case("wide", "bf16", 1, 2, 4, tp=2),
     Case("wide", "fp32", 1, 4, 4, tp=2),
-    Case("deep", "fp32", 1, 4, 4, tp=4, recompute=True),
+    Case("deep", "fp32", 1, 4, 4, tp=4, recompute="full"),
     Case("tiny", "bf16", 1, 2, 8, 1, tp=2, vocab_size=8192),
     Case("wide", "fp32", 1, 4, 4, 4, pp=2, tp=2),
     Case("deep", "bf16", 1, 4, 2, 4, pp=2, tp=2),
@@ -155,6 +156,11 @@ CASES = (
     Case("wide", "bf16", 3, 2, 2, offload="cpu"),
     Case("deep", "bf16", 1, 4, 2, 1, offload="cpu"),
     Case("deep", "bf16", 1, 2, 4, 2, pp=2, offload="cpu"),
+    Case("wide", "fp32", 1, 2, 8, recompute="selective"),
+    Case("deep", "bf16", 1, 2, 4, 4, pp=2, recompute="selective"),
+    Case("deep", "fp32", 1, 2, 8, tp=2, recompute="selective"),
+    Case("experts", "bf16", 1, 2, 8, recompute="selective"),
+    Case("wide", "bf16", 3, 2, 8, recompute="selective"),
 )
 
 
@@ -205,7 +211,7 @@ def main() -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    size = f"{row['micro_batch']}x{row['accumulation']}{' recompute' if row['recompute'] else ''}"
+    size = f"{row['micro_batch']}x{row['accumulation']}{RECOMPUTED[row['recompute']]}"
     size += f" gradients-{row['gradient_dtype']}" if row["gradient_dtype"] != "fp32" else ""
     size += f" offload-{row['offload']}" if row["offload"] != "none" else ""
     split = "".join(f" {name}{row[name]}" for name in ("pp", "tp", "ep") if row[name] > 1)

@@ -24,6 +24,7 @@ from machine import describe, line
 from elastictrain.config import TrainConfig
 from elastictrain.machines import this_machine
 from elastictrain.plan.calibrate import Measured, calibrate
+from elastictrain.plan.layout import Recompute
 from elastictrain.plan.space import Candidate
 from elastictrain.plan.step_time import step_time
 from elastictrain.planning import candidate_of, job_of
@@ -40,7 +41,7 @@ class Spec(NamedTuple):
     dp: int
     zero_stage: int
     micro_batch: int
-    recompute: bool = False
+    recompute: Recompute = "none"
     pp: int = 1
     tp: int = 1
 
@@ -56,33 +57,33 @@ PROFILE = (
     Spec(1, 3, 2),
     Spec(2, 0, 8),
     Spec(2, 1, 1),
-    Spec(2, 1, 4, True),
+    Spec(2, 1, 4, "full"),
     Spec(2, 2, 2),
     Spec(2, 3, 4),
 )
 RANKED = (
     Spec(1, 0, 4),
-    Spec(1, 1, 2, True),
+    Spec(1, 1, 2, "full"),
     Spec(1, 2, 8),
     Spec(1, 3, 1),
-    Spec(1, 3, 16, True),
-    Spec(2, 0, 1, True),
+    Spec(1, 3, 16, "full"),
+    Spec(2, 0, 1, "full"),
     Spec(2, 0, 4),
     Spec(2, 1, 2),
-    Spec(2, 1, 8, True),
+    Spec(2, 1, 8, "full"),
     Spec(2, 2, 1),
     Spec(2, 2, 8),
     Spec(2, 3, 1),
-    Spec(2, 3, 2, True),
+    Spec(2, 3, 2, "full"),
     Spec(2, 3, 8),
 )
 SPLIT = (
     Spec(1, 0, 2, pp=2),
     Spec(1, 1, 4, pp=2),
-    Spec(1, 1, 8, True, pp=2),
+    Spec(1, 1, 8, "full", pp=2),
     Spec(1, 0, 8, tp=2),
     Spec(1, 1, 2, tp=2),
-    Spec(1, 1, 16, True, tp=2),
+    Spec(1, 1, 16, "full", tp=2),
 )
 """Ranked too, with none in the profile: what the planner knows of pipelines and tensor parallelism is tried."""
 

@@ -88,7 +88,7 @@ def overrides_of(candidate: Candidate) -> list[str]:
         f"parallel.zero_stage={candidate.zero_stage}",
         *([f"parallel.offload={candidate.offload}"] if candidate.offload != "none" else []),
         *(["parallel.offload_path=/FOLDER/ON/A/DRIVE"] if candidate.offload == "nvme" else []),
-        f"train.activation_checkpointing={str(candidate.activation_checkpointing).lower()}",
+        f"train.activation_checkpointing={candidate.activation_checkpointing}",
         f"elastic.max_workers={candidate.world_size}",
     ]
 

@@ -63,10 +63,10 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             where = f"(pid {event.pid}, node {event.node})"
             return f"worker {event.worker} {where} warm after {seconds_text(event.seconds)}"
         case GenerationStarted():
-            world = f"{count_text(event.world_size, 'worker')}, {Layout(**event.layout)}"
+            world = f"{count_text(event.world_size, 'worker')}, {Layout.from_json(event.layout)}"
             return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
         case LayoutChosen():
-            return f"layout {Layout(**event.layout)}: {event.why}"
+            return f"layout {Layout.from_json(event.layout)}: {event.why}"
         case StepCommitted(skipped=Skip() as skip):
             undone = f"; back to the state after step {skip.first_step - 1}" if skip.first_step < event.step else ""
             return f"{_step(event.step)}skipped: {skip_text(skip.reason, event.loss, skip.limit)}{undone}"

@@ -38,6 +38,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("train.steps=0", ["train.steps", "at least 1"]),
         ("train.steps=1.5", ["train.steps", "1.5"]),
         ("train.steps=", ["train.steps", "None"]),
+        ("train.activation_checkpointing=half", ["train.activation_checkpointing", "'half'", "'selective'"]),
         ("train.dtype=fp8", ["train.dtype", "'fp8'", "'bf16'"]),
         ("train=5", ["train", "5"]),
         ("parallel.zero_stage=4", ["parallel.zero_stage", "4"]),
@@ -288,3 +289,15 @@ def test_faults_after_the_last_step_are_known() -> None:
 def test_a_fault_that_can_never_strike_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"faults\.0\.rank 7 .* highest rank is 1"):
         TrainConfig.load(None, ["faults=[{at: 3, rank: 7}]"])
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [("none", "none"), ("selective", "selective"), ("full", "full"), ("false", "none"), ("true", "full")],
+)
+def test_what_is_recomputed_may_be_said_in_two_ways(written: str, means: str) -> None:
+    config = TrainConfig.load(None, [f"train.activation_checkpointing={written}"])
+    assert config.train.activation_checkpointing == config.layout(1).recompute == means
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    if means != "none":
+        assert str(config.layout(1)).split()[-1] == {"selective": "recompute-selective", "full": "recompute"}[means]

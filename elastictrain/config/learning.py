@@ -5,15 +5,20 @@ Nearly none of it may change while a run lasts; see `changes`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from elastictrain.config.section import Section
+from elastictrain.plan.layout import RECOMPUTE_OF, Recompute
 
 BadStepAction = Literal["ignore", "stop", "skip", "rollback"]
 NAMED = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
 """Code of the user's: see `workloads.named`."""
+
+
+def _named(again: Any) -> Any:
+    return RECOMPUTE_OF[again] if isinstance(again, bool) else again
 
 
 class TrainSection(Section):
@@ -58,9 +63,11 @@ class TrainSection(Section):
     step (robustly estimated over 64 steps, and at least 1 % of the median)."""
     max_bad_steps: int = Field(default=10, ge=1, le=64)
     """Bad steps in a row at which the run stops, whatever on_bad_loss and on_spike say."""
-    activation_checkpointing: bool | None = None
-    """Recompute each block's activations in the backward pass: less memory, a third more compute. None: only where
-    `parallel.layout: auto` finds memory short."""
+    activation_checkpointing: Annotated[Recompute, BeforeValidator(_named, bool | Recompute)] | None = None
+    """Compute activations of each block again in the backward pass. `full`, or true: all of them; the least memory, a
+    third more compute. `selective`: only what is cheap, and no matrix product, attention or collective; about half of
+    the memory for less than a tenth more time, but in tiny models. `none`, or false: nothing. None: what memory needs,
+    as `parallel.layout: auto` finds it."""
     compile: bool | None = None
     """Whether torch.compile makes kernels of its own for a transformer's blocks, Hugging Face models' too (data
     parallelism and pipelines, ZeRO 0 to 2): faster steps for some seconds at each worker's start. None: in runs of

@@ -115,7 +115,7 @@ class TrainConfig(Section):
             ep=self.parallel.ep or 1,
             offload=self.parallel.offload or "none",
             gradient_dtype=self.parallel.gradient_dtype,
-            recompute=bool(self.train.activation_checkpointing),
+            recompute=self.train.activation_checkpointing or "none",
         )
 
     def under(self, layout: Layout) -> TrainConfig:

@@ -73,8 +73,10 @@ def _changes(was: Layout, now: Layout) -> tuple[list[str], list[str]]:
         )
         fields.append(f"train.micro_batch={now.micro_batch}")
     if now.recompute != was.recompute:
-        told.append("activation checkpointing" if now.recompute else "no activation checkpointing")
-        fields.append(f"train.activation_checkpointing={str(now.recompute).lower()}")
+        told.append(
+            "no activation checkpointing" if now.recompute == "none" else f"{now.recompute} activation checkpointing"
+        )
+        fields.append(f"train.activation_checkpointing={now.recompute}")
     for name, word in _FIELDS.items():
         value = getattr(now, name)
         if value != getattr(was, name):
@@ -91,7 +93,7 @@ def way_out(state: State, cause: Cause) -> Cause:
         return cause
     layout = state.choice(len(state.members)).layout
     ways = [f"a smaller train.micro_batch (now {layout.micro_batch})"] if layout.micro_batch > 1 else []
-    ways += [] if layout.recompute else ["train.activation_checkpointing=true"]
+    ways += [] if layout.recompute == "full" else ["train.activation_checkpointing=full"]
     ways += ["a higher parallel.zero_stage"] if layout.zero_stage < 3 and layout.replica_size == 1 else []
     message = (
         f"{cause.message} (step {state.committed_step + 1}, layout {layout}, micro-batch {layout.micro_batch}). What "

@@ -17,10 +17,18 @@ heads (tested against autograd):
                       e h (s + c)     what goes in at s places, and what comes out for c choices
                       4 n             n probabilities; in bf16 also 4 h, their fp32 input
 
-With activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. The loss, over the
-vocabulary in fp32, is the peak of most models: log-probabilities, their gradient and that of the logits at once. A loss
-that is streamed (`workloads.head_loss`) holds some rows of scores (`scored_at_once`), and the gradients of the vectors
-and of the head's weight instead.
+With full activation checkpointing a layer keeps its input, e h, and one layer at a time is recomputed. Selective, it
+keeps the norms' inputs instead of what norms make, one copy of the mix, and of SwiGLU gate and up:
+
+    norms             2 e h           of 16 h + 8 + 2 e h
+    mix               e q             of 2 e q
+    SwiGLU, experts   2 e f, 2 e f s  of 4 e f, 4 e f s
+
+and at the worst moment of the backward pass it has the silu of the gate and the output of a norm again.
+
+The loss, over the vocabulary in fp32, is the peak of most models: log-probabilities, their gradient and that of the
+logits at once. A loss that is streamed (`workloads.head_loss`) holds some rows of scores (`scored_at_once`), and the
+gradients of the vectors and of the head's weight instead.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from elastictrain.plan.layout import Recompute
 from elastictrain.plan.model_shape import ModelShape
 
 FP32 = 4
@@ -65,6 +74,15 @@ def layer_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
     return int(tokens * (norms + (heads + mlp) / tp + routed + dropout))
 
 
+def made_again_bytes(shape: ModelShape, dtype: str, tokens: int, tp: int = 1) -> int:
+    """Of `layer_bytes`, what selective recomputation does not keep."""
+    e, h = BYTES[dtype], shape.hidden_size
+    norms = 2 * (2 * FP32 * h + FP32 + e * h) - 2 * e * h
+    mix = e * shape.query_size
+    mlp = e * (2 if shape.gated_mlp else 1) * shape.intermediate_size * shape.expert_room
+    return int(tokens * (norms + (mix + mlp) / tp))
+
+
 def scored_at_once(tokens: int, hidden_size: int, vocab_size: int, tp: int = 1) -> int:
     """Rows of scores that a streamed loss holds: as many as are as large as the vectors of all `tokens`, or a quarter
     of the weight's gradient, which is read and written again for each group of rows: small ones wait for memory.
@@ -77,14 +95,25 @@ def scored_at_once(tokens: int, hidden_size: int, vocab_size: int, tp: int = 1) 
 
 @lru_cache(maxsize=4096)
 def micro_batch_bytes(
-    shape: ModelShape, dtype: str, tokens: int, *, num_layers: int, recompute: bool, tp: int = 1, streamed: bool = False
+    shape: ModelShape,
+    dtype: str,
+    tokens: int,
+    *,
+    num_layers: int,
+    recompute: Recompute,
+    tp: int = 1,
+    streamed: bool = False,
 ) -> Activations:
     """Of one micro-batch of `tokens` tokens a rank, through `num_layers` layers; `streamed` is how its loss is made."""
     e, h = BYTES[dtype], shape.hidden_size
     whole = layer_bytes(shape, dtype, tokens, tp)
-    kept = tokens * e * h if recompute else whole
-    mlp_gradients = 3 * e * shape.intermediate_size * shape.expert_room / tp
-    working = int(tokens * (2 * e * h + mlp_gradients)) + (whole if recompute else 0)
+    inner = e * shape.intermediate_size * shape.expert_room / tp
+    kept, again = whole, 0
+    if recompute == "full":
+        kept, again = tokens * e * h, whole
+    elif recompute == "selective":
+        kept, again = whole - made_again_bytes(shape, dtype, tokens, tp), int(tokens * (inner + e * h))
+    working = int(tokens * (2 * e * h + 3 * inner)) + again
     final_norm = tokens * (2 * FP32 * h + FP32 + e * h)
     if streamed:
         rows = scored_at_once(tokens, h, shape.vocab_size, tp) * shape.vocab_size // tp

@@ -33,10 +33,18 @@ from elastictrain.plan.choose import (
     why,
 )
 from elastictrain.plan.figures import Figures
-from elastictrain.plan.layout import GradientDtype, Layout, Offload, legal_world_sizes, micro_batch_ladder, plan_layout
+from elastictrain.plan.layout import (
+    GradientDtype,
+    Layout,
+    Offload,
+    Recompute,
+    legal_world_sizes,
+    micro_batch_ladder,
+    plan_layout,
+)
 from elastictrain.plan.memory import Memory
 from elastictrain.plan.rules import DEFAULT_ZERO_STAGE
-from elastictrain.plan.space import OFFLOADS, Candidate
+from elastictrain.plan.space import OFFLOADS, RECOMPUTES, Candidate
 
 DEGREES = ("pp", "tp", "sp", "ep")
 """That split a model."""
@@ -54,7 +62,7 @@ class Asked:
     zero_stage: int | None = None
     pp: int | None = None
     tp: int | None = None
-    recompute: bool | None = None
+    recompute: Recompute | None = None
     sp: int | None = None
     ep: int | None = None
     offload: Offload | None = None
@@ -80,7 +88,7 @@ class Asked:
             ep=self.ep or 1,
             offload=self.offload or "none",
             gradient_dtype=self.gradient_dtype,
-            recompute=bool(self.recompute),
+            recompute=self.recompute or "none",
         )
 
     def world_sizes(self, low: int, high: int) -> tuple[int, ...]:
@@ -229,7 +237,7 @@ class _World:
         degrees = {name: getattr(asked, name) for name in DEGREES}
         fixed: dict[str, Any] = {name: (degree,) for name, degree in degrees.items() if degree is not None}
         fixed["zero_stage"] = (0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,)
-        fixed["activation_checkpointing"] = (False, True) if asked.recompute is None else (asked.recompute,)
+        fixed["activation_checkpointing"] = RECOMPUTES if asked.recompute is None else (asked.recompute,)
         pipelines = offload == (asked.offload or "none")
         spaces = spaces_of(job, self.figures.cluster, self.world_size, offload, pipelines)
         return runnable(job, self.world_size, [replace(space, micro_batch=self.ladder, **fixed) for space in spaces])
@@ -291,13 +299,13 @@ class _World:
     def _changes(self, option: Option) -> int:
         """How far it is from what was asked for: a smaller micro-batch is the least, another split the most."""
         c, stage = option.candidate, self.usual.zero_stage if self.usual else DEFAULT_ZERO_STAGE
-        recompute = self.usual.recompute if self.usual else False
+        recompute = RECOMPUTES.index(self.usual.recompute if self.usual else "none")
         degrees = [(getattr(c, name), getattr(self.usual, name) if self.usual else 1) for name in DEGREES]
         splits: int = sum(abs(now.bit_length() - then.bit_length()) for now, then in degrees)
         return (
             2 * self.ladder.index(c.micro_batch)
             + 3 * abs(c.zero_stage - stage)
-            + 4 * (c.activation_checkpointing != recompute)
+            + (0, 3, 4)[RECOMPUTES.index(c.activation_checkpointing) - recompute]
             + 5 * splits
         )
 

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 
 from elastictrain.errors import ConfigError
 from elastictrain.plan.cluster import TIME_ERROR, Cluster, Dtype
-from elastictrain.plan.layout import GradientDtype, Offload
+from elastictrain.plan.layout import GradientDtype, Offload, Recompute
 from elastictrain.plan.memory import Memory, memory_of
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.rules import SPLIT_KIND, refusal
-from elastictrain.plan.space import Candidate, Choices, enumerate_layouts, splits_of
+from elastictrain.plan.space import RECOMPUTES, Candidate, Choices, enumerate_layouts, splits_of
 from elastictrain.plan.step_time import StepTime, model_flops, step_time
 
 SNAPSHOTS = 2
@@ -107,7 +107,7 @@ class Ranking:
 
     options: tuple[Option, ...]
     num_looked_at: int
-    """Legal candidates, those that do not fit included."""
+    """Candidates that were weighed; more recomputation only where less of it does not fit, and more may."""
 
     @property
     def best(self) -> Option:
@@ -173,14 +173,17 @@ def rank_layouts(
     go to drives. Raises NothingFits with the arithmetic; ConfigError when no layout is legal at all.
     """
     if choices:
-        every = replace(choices, gradient_dtype=job.gradient_dtype)
-        options, out = _fitting(job, cluster, enumerate_layouts(job.shape, world_size, job.global_batch, every))
+        every, ways = replace(choices, gradient_dtype=job.gradient_dtype), choices.activation_checkpointing
+        plainest = replace(every, activation_checkpointing=ways[:1])
+        found = enumerate_layouts(job.shape, world_size, job.global_batch, plainest)
+        options, out = _fitting(job, cluster, found, ways)
     else:
-        options, out = _fitting(job, cluster, runnable(job, world_size, spaces_of(job, cluster, world_size)))
+        ways = RECOMPUTES
+        options, out = _fitting(job, cluster, _plainest(job, world_size, spaces_of(job, cluster, world_size)), ways)
         for kind in resorts(cluster, drive):
             if not options:
                 away = spaces_of(job, cluster, world_size, kind, pipelines=False)
-                options, too_large = _fitting(job, cluster, runnable(job, world_size, away))
+                options, too_large = _fitting(job, cluster, _plainest(job, world_size, away), ways)
                 out += too_large
     if options:
         options.sort(key=lambda o: (o.time.step_s, o.memory.device_bytes))
@@ -190,18 +193,30 @@ def rank_layouts(
             f"{world_size} workers can't share a step of train.global_batch {job.global_batch}: no micro-batch comes "
             "out whole; make train.global_batch a multiple of the number of workers"
         )
+    leanest = dict.fromkeys(replace(c, activation_checkpointing=ways[-1]) for c, _ in out)
+    out += [(candidate, need(job, candidate, cluster)) for candidate in leanest]
     raise NothingFits(shortage(job, out, cluster, world_size))
 
 
-def _fitting(job: Job, cluster: Cluster, candidates: Iterable[Candidate]) -> tuple[list[Option], list[Needed]]:
-    """The candidates that fit, weighed; what the others need."""
+def _plainest(job: Job, world_size: int, spaces: Iterable[Choices]) -> Iterable[Candidate]:
+    return runnable(job, world_size, [replace(space, activation_checkpointing=RECOMPUTES[:1]) for space in spaces])
+
+
+def _fitting(
+    job: Job, cluster: Cluster, plainest: Iterable[Candidate], ways: Sequence[Recompute]
+) -> tuple[list[Option], list[Needed]]:
+    """The candidates with the least recomputation of `ways` that lets them fit, weighed; what others need."""
     options, out = list[Option](), list[Needed]()
-    for candidate in candidates:
-        memory = need(job, candidate, cluster)
-        if fits(job, candidate, memory, cluster):
-            options.append(Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster)))
-        else:
+    for plain in plainest:
+        for way in ways:
+            candidate = replace(plain, activation_checkpointing=way)
+            memory = need(job, candidate, cluster)
+            if fits(job, candidate, memory, cluster):
+                options.append(Option(candidate, memory, step_time(job.shape, job.dtype, candidate, cluster)))
+                break  # to recompute more takes longer
             out.append((candidate, memory))
+            if memory.device_bytes - memory.activations - memory.fragmentation > cluster.device.memory_bytes:
+                break  # nor would it help
     return options, out
 
 

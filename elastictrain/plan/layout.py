@@ -14,7 +14,7 @@ Ranks are placed so that the talkative ones are neighbours: tp innermost, then s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ Offload = Literal["none", "cpu", "nvme"]
 """Where what ZeRO shards lies between its uses: on the device, in the host's memory, on the host's drives."""
 GradientDtype = Literal["fp32", "bf16", "int8"]
 """What gradients travel as between the ranks that average them."""
+Recompute = Literal["none", "selective", "full"]
+"""Which activations of a block are computed again in the backward pass: none, those that are cheap, or all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,7 @@ class Layout:
     """Replicas among which the experts are shared out; a divisor of dp."""
     offload: Offload = "none"
     gradient_dtype: GradientDtype = "fp32"
-    recompute: bool = False
-    """Each block's activations are computed again in the backward pass."""
+    recompute: Recompute = "none"
 
     @property
     def world_size(self) -> int:
@@ -98,14 +99,26 @@ class Layout:
         return self.micro_batch * self.accumulation * self.dp
 
     def __str__(self) -> str:
-        return f"{self.degrees} {self.micro_batch}x{self.accumulation}" + " recompute" * self.recompute
+        return f"{self.degrees} {self.micro_batch}x{self.accumulation}" + RECOMPUTED[self.recompute]
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields, for journals and manifests; a degree of the model that is 1 goes without saying, and so on."""
         usual = {"pp": 1, "tp": 1, "sp": 1, "ep": 1, "offload": "none", "gradient_dtype": "fp32"}
-        usual["recompute"] = False
+        usual["recompute"] = "none"
         unsaid = {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Layout:
+        """The inverse of `to_json`. In older journals and manifests `recompute` is true or absent."""
+        again = fields.get("recompute", "none")
+        return cls(**{**fields, "recompute": RECOMPUTE_OF[again] if isinstance(again, bool) else again})
+
+
+RECOMPUTED: dict[Recompute, str] = {"none": "", "selective": " recompute-selective", "full": " recompute"}
+"""How a layout tells it, in words."""
+RECOMPUTE_OF: dict[bool, Recompute] = {False: "none", True: "full"}
+"""What true and false mean, as configs may have it and older runs tell it."""
 
 
 def legal_world_sizes(
@@ -131,7 +144,7 @@ def plan_layout(
     ep: int = 1,
     offload: Offload = "none",
     gradient_dtype: GradientDtype = "fp32",
-    recompute: bool = False,
+    recompute: Recompute = "none",
 ) -> Layout:
     """The layout for this world size; raises ConfigError with the arithmetic when something does not come out whole."""
     size = pp * tp * sp

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from elastictrain.plan.layout import GradientDtype, Layout, Offload
+from elastictrain.plan.layout import RECOMPUTED, GradientDtype, Layout, Offload, Recompute
 from elastictrain.plan.model_shape import ModelShape
 
 OFFLOADS: tuple[Offload, ...] = ("none", "cpu", "nvme")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+"""The more is recomputed, the less memory is needed."""
 MOST_ACCUMULATION = 4096
 """Micro-batches of one rank in a step: more are not worth a look."""
 
@@ -36,7 +38,7 @@ class Candidate:
     sp: int = 1
     offload: Offload = "none"
     gradient_dtype: GradientDtype = "fp32"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Recompute = "none"
 
     @property
     def world_size(self) -> int:
@@ -92,7 +94,7 @@ class Candidate:
         words += [f"zero{self.zero_stage}", f"{self.micro_batch}x{self.accumulation}"]
         words += [f"offload-{self.offload}"] * (self.offload != "none")
         words += [f"gradients-{self.gradient_dtype}"] * (self.gradient_dtype != "fp32")
-        return " ".join(words + ["recompute"] * self.activation_checkpointing)
+        return " ".join(words) + RECOMPUTED[self.activation_checkpointing]
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
@@ -106,7 +108,7 @@ class Choices:
     zero_stage: Sequence[int] = (0, 1, 2, 3)
     micro_batch: Sequence[int] | None = None
     """None means every size at which a step comes out whole."""
-    activation_checkpointing: Sequence[bool] = (False, True)
+    activation_checkpointing: Sequence[Recompute] = RECOMPUTES
     pp: Sequence[int] = (1,)
     tp: Sequence[int] = (1,)
     ep: Sequence[int] = (1,)

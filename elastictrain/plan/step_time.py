@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from elastictrain.plan.activations import BYTES, FP32, layer_bytes
+from elastictrain.plan.activations import BYTES, FP32, layer_bytes, made_again_bytes
 from elastictrain.plan.cluster import Cluster, Dtype, Link
 from elastictrain.plan.collectives import all_gather_s, all_reduce_s, all_to_all_s, send_s
 from elastictrain.plan.layout import GradientDtype
@@ -29,6 +29,8 @@ from elastictrain.plan.zero_memory import LIVE_PARAMETERS
 
 PASSES = 4
 """Times that each byte kept for the backward pass is read or written by elementwise work, forward and backward."""
+TIMES_AGAIN = 2
+"""Times that selective recomputation makes what it makes: `workloads.selective`."""
 SCORE_PASSES = 6
 """The same for the scores over the vocabulary, in fp32."""
 GRADIENT_BYTES: dict[GradientDtype, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 256}
@@ -105,7 +107,11 @@ def _of_stage(
     forward_s = tokens * shape.layer_flops_per_token(causal=shape.skips_masked, empty_room=True) / c.tp / peak
     elementwise_s = PASSES * layer_bytes(shape, dtype, tokens, c.tp) / memory
     layers_s = stage.num_layers * (3 * forward_s + elementwise_s)
-    again_s = stage.num_layers * (forward_s + elementwise_s / PASSES) if c.activation_checkpointing else 0.0
+    again_s = 0.0
+    if c.activation_checkpointing == "full":
+        again_s = stage.num_layers * (forward_s + elementwise_s / PASSES)
+    elif c.activation_checkpointing == "selective":
+        again_s = stage.num_layers * TIMES_AGAIN * made_again_bytes(shape, dtype, tokens, c.tp) / memory
     head_s = 0.0
     if stage.last:
         scores = tokens * shape.vocab_size / c.tp
@@ -113,7 +119,7 @@ def _of_stage(
 
     network = _Network(c, cluster)
     hidden = tokens * shape.hidden_size * e
-    passes = 3 if c.activation_checkpointing else 2
+    passes = 3 if c.activation_checkpointing == "full" else 2
     tensor_s = passes * 2 * stage.num_layers * network.all_reduce(hidden, "tp")
     heads = tokens * (2 * shape.query_size + 2 * shape.kv_size) * e / c.tp
     sequence_s = passes * stage.num_layers * network.all_to_all(heads, "sp")

@@ -55,7 +55,7 @@ class Live:
             case GenerationStarted():
                 self.generation, self._world_size = event.index, event.world_size
                 layout = event.layout
-                self._layout = Layout(**layout).degrees
+                self._layout = Layout.from_json(layout).degrees
                 self._recent.clear()
                 self.message = ""
             case StepCommitted():

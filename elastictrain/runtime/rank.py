@@ -167,7 +167,7 @@ class RankProgram:
 
     def _adapt(self, layout: Layout) -> None:
         """Have the model built as the layout wants it."""
-        if layout.recompute != bool(self._config.train.activation_checkpointing):
+        if layout.recompute != (self._config.train.activation_checkpointing or "none"):
             self._config = self._config.under(layout)
             self._workload = build_workload(self._config, self._data.vocab_size)
 

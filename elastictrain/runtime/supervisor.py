@@ -322,7 +322,7 @@ class Supervisor:
 
     def formed(self, generation: int) -> None:
         """See `regroup.Owner`."""
-        self._vigil.begin(generation, Layout(**self._saving.layouts[generation]))
+        self._vigil.begin(generation, Layout.from_json(self._saving.layouts[generation]))
         self._tell(v.Formed(generation))
 
     def form_failed(self, worker: str | None, cause: Cause) -> None:

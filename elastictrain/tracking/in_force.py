@@ -7,7 +7,7 @@ from typing import Any
 
 from elastictrain.config import TrainConfig
 from elastictrain.events import Event, GenerationStarted, RunStarted
-from elastictrain.plan.layout import Layout
+from elastictrain.plan.layout import RECOMPUTE_OF, Layout
 
 _NEW = {"pp": None, "tp": None, "zero_stage": None, "layout": "auto"}
 """Of `parallel`, what older runs do not tell."""
@@ -29,7 +29,7 @@ def layout_in_force(earlier: Sequence[Event], config: TrainConfig) -> Layout | N
             newest = (begun, event.layout)
     if newest is None or newest[0] is None or _needs(newest[0].config) != _needs(config.to_dict()):
         return None
-    return Layout(**newest[1])
+    return Layout.from_json(newest[1])
 
 
 def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -38,4 +38,6 @@ def _needs(config: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     memory = config.get("cluster", {}).get("device_memory")
     parallel = {name: None if _NOTHING.get(name) == value else value for name, value in parallel.items()}
     parallel = {**_NEW, **dict.fromkeys(_NOTHING), **parallel}
-    return train.get("micro_batch"), train.get("activation_checkpointing"), parallel, memory
+    again = train.get("activation_checkpointing")
+    again = RECOMPUTE_OF[again] if isinstance(again, bool) else again
+    return train.get("micro_batch"), again, parallel, memory

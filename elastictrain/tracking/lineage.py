@@ -184,7 +184,7 @@ class Lineage:
 
 
 def _plan_tags(event: LayoutChosen) -> Iterator[tuple[str, str]]:
-    yield "layout", str(Layout(**event.layout))
+    yield "layout", str(Layout.from_json(event.layout))
     yield "why", event.why
     yield "runner_up", event.runner_up
     yield "memory_bytes", "" if event.memory_bytes is None else str(event.memory_bytes)

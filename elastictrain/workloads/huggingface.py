@@ -27,6 +27,7 @@ from elastictrain.planning import STREAMED
 from elastictrain.workloads import check_model_folder
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel
+from elastictrain.workloads.selective import products_kept
 from elastictrain.workloads.universal import is_universal, load_universal
 
 try:
@@ -90,8 +91,10 @@ class HuggingFaceModel(CausalLanguageModel):
     def _prepared(self, module: Any) -> nn.Module:
         if self.streams_loss:
             module.set_output_embeddings(StreamedHead(module.get_output_embeddings()))
-        if self.config.train.activation_checkpointing:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute = self.config.train.activation_checkpointing or "none"
+        if recompute != "none":
+            selective = {"context_fn": products_kept} if recompute == "selective" else {}
+            module.gradient_checkpointing_enable({"use_reentrant": False, **selective})
         _keep_buffers(module)
         return cast(nn.Module, module.train())
 

@@ -138,6 +138,6 @@ class LanguageModel(CausalLanguageModel):
         exchange: Exchange | None = None,
         sequence: SequencePeers | None = None,
     ) -> Transformer:
-        recompute = bool(self.config.train.activation_checkpointing)
+        recompute = self.config.train.activation_checkpointing or "none"
         with torch.device("meta"):
             return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange, sequence)

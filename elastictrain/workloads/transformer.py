@@ -9,7 +9,7 @@ bits depend on neither the order nor the layout. A part of the model has its wei
 between two parts go the vectors [batch, seq, hidden].
 
 Cost: about 6 x parameters floating point operations per token and step (forward and backward), plus attention's
-12 x layers x hidden_size x seq_len; 8 x parameters with activation checkpointing.
+12 x layers x hidden_size x seq_len; 8 x parameters with full activation checkpointing (`selective`: see there).
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from elastictrain.config import ModelSection
+from elastictrain.plan.layout import Recompute
 from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
 from elastictrain.workloads.head_loss import streamed_cross_entropy
 from elastictrain.workloads.seeding import seed_draws
+from elastictrain.workloads.selective import cheap, selectively
 from elastictrain.workloads.sharing import (
     Peers,
     SequencePeers,
@@ -50,7 +52,7 @@ class Transformer(nn.Module):
         self,
         model: ModelSection,
         vocab_size: int,
-        activation_checkpointing: bool = False,
+        recompute: Recompute = "none",
         part: Part | None = None,
         peers: Peers | None = None,
         exchange: Exchange | None = None,
@@ -59,7 +61,7 @@ class Transformer(nn.Module):
         super().__init__()
         part = part or Part(range(model.num_layers), first=True, last=True)
         self.part, self.peers = part, peers
-        self.activation_checkpointing = activation_checkpointing
+        self.recompute = recompute
         self.draws = model.dropout > 0
         self.head_dim = model.hidden_size // model.num_heads
         self.rope_theta = model.rope_theta
@@ -67,7 +69,10 @@ class Transformer(nn.Module):
         vocabulary = Vocabulary(vocab_size, part.share(vocab_size), peers)
         self.embedding = Embedding(vocabulary, model.hidden_size) if part.first or tied_head else None
         self.blocks = nn.ModuleDict(
-            {str(number): Block(model, part, peers, exchange, sequence) for number in part.blocks}
+            {
+                str(number): Block(model, part, peers, exchange, sequence, recompute == "selective")
+                for number in part.blocks
+            }
         )
         self.norm = RMSNorm(model.hidden_size, model.norm_eps) if part.last else None
         own_head = part.last and not tied_head
@@ -86,7 +91,7 @@ class Transformer(nn.Module):
         for number, block in self.blocks.items():
             if seed is not None:
                 seed_draws(block_seed(seed, int(number), self.part.sp_index))
-            if self.activation_checkpointing and self.training:
+            if self.recompute == "full" and self.training:
                 hidden, *routing = checkpoint(block, hidden, rotation, use_reentrant=False)
             else:
                 hidden, *routing = block(hidden, rotation)
@@ -117,8 +122,10 @@ class Block(nn.Module):
         peers: Peers | None,
         exchange: Exchange | None,
         sequence: SequencePeers | None,
+        selective: bool,
     ) -> None:
         super().__init__()
+        self.selective = selective
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.attention = Attention(model, part, peers, sequence)
         self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
@@ -132,8 +139,13 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
         """The stream, and what the router tells if there is one."""
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), rotation))
-        mixed = self.mlp(self.mlp_norm(hidden))
+        if self.selective and self.training:
+            return selectively(self._through, hidden, rotation)
+        return self._through(hidden, rotation)
+
+    def _through(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
+        hidden = hidden + self.dropout(self.attention(cheap(self.attention_norm, hidden), rotation))
+        mixed = self.mlp(cheap(self.mlp_norm, hidden))
         mixed, *routing = mixed if isinstance(mixed, tuple) else (mixed,)
         return hidden + self.dropout(mixed), *routing
 
@@ -171,7 +183,7 @@ class Attention(nn.Module):
         query, key, value = to_heads((query, key, value), self.sequence)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
         mixed = to_positions(mixed, self.sequence)
-        return leave(self.output(mixed.transpose(1, 2).flatten(2)), self.peers)
+        return leave(self.output(cheap(_side_by_side, mixed)), self.peers)
 
 
 class SwiGLU(nn.Module):
@@ -187,7 +199,16 @@ class SwiGLU(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = enter(hidden, self.peers)
-        return leave(self.down(F.silu(self.gate(hidden)) * self.up(hidden)), self.peers)
+        return leave(self.down(cheap(_gated, self.gate(hidden), self.up(hidden))), self.peers)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """[batch, heads, seq, head_dim] to [batch, seq, heads x head_dim]."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 class RMSNorm(nn.Module):

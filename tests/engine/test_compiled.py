@@ -56,8 +56,10 @@ def in_turn(me: Rank, kept: Path) -> Trained:
         turn(config, (me.index,))
     if not me.index:
         me.meet()
-    recomputing = train_config(1, "fp32", degrees={"pp": 2}, activation_checkpointing=True)
-    for config in (staged, staged.compiling(True), recomputing.compiling(True)):
+    full, selective = (
+        train_config(1, "fp32", degrees={"pp": 2}, activation_checkpointing=way) for way in ("full", "selective")
+    )
+    for config in (staged, staged.compiling(True), full.compiling(True), selective.compiling(True)):
         turn(config, (0, 1))
     assert kept.is_dir()
     return found
@@ -80,10 +82,12 @@ def test_the_losses_are_those_of_the_plain_blocks(turns: list[Trained]) -> None:
 def test_a_pipelines_stages_use_what_was_compiled_for_the_whole_model(turns: list[Trained]) -> None:
     for of_rank in turns:
         graphs = of_rank[1][1]
-        assert [number for _, number in of_rank[3:]] == [graphs] * 3, "compiled in a step"
-    (plain, _), (compiled, _), (recomputing, _) = turns[1][3:]  # the last stage has the losses
+        assert [number for _, number in of_rank[3:6]] == [graphs] * 3, "compiled in a step"
+        assert of_rank[6][1] > graphs, "selective recomputation has kernels of its own"
+    (plain, _), (compiled, _), (full, _), (selective, _) = turns[1][3:]  # the last stage has the losses
     assert compiled == pytest.approx(plain, abs=5e-5)
-    assert recomputing == compiled
+    assert full == compiled
+    assert selective == compiled
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from training import FolderSource, live_through, logical_shapes, plain_losses, t
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
+from elastictrain.plan.space import RECOMPUTES
 
 Losses = dict[tuple[int, int], float]
 
@@ -45,7 +46,7 @@ def journey(me: Rank, folder: Path, dtype: str, per_token: int) -> Losses:
     for generation, (stage, degrees, world_size) in enumerate(JOURNEY):
         members = range(world_size) if generation % 2 else range(4 - world_size, 4)
         if me.index in members:
-            config = config_of(stage, degrees, dtype, per_token, activation_checkpointing=generation % 3 == 1)
+            config = config_of(stage, degrees, dtype, per_token, activation_checkpointing=RECOMPUTES[generation % 3])
             found |= live_through(me, folder, generation, members, config)
         me.meet()
     return found

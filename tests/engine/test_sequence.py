@@ -15,6 +15,7 @@ from training import ignore, live_through, micro_batch, plain_losses, train, tra
 from elastictrain.config import TrainConfig
 from elastictrain.engine.build import build_engine
 from elastictrain.errors import ConfigError
+from elastictrain.plan.space import RECOMPUTES
 
 Losses = dict[tuple[int, int], float]
 
@@ -44,7 +45,7 @@ def journey(me: Rank, folder: Path, num_kv_heads: int) -> Losses:
     for generation, (stage, degrees, world_size) in enumerate(JOURNEY):
         members = range(world_size) if generation % 2 else range(4 - world_size, 4)
         if me.index in members:
-            config = config_of(stage, degrees, num_kv_heads, activation_checkpointing=generation % 3 == 1)
+            config = config_of(stage, degrees, num_kv_heads, activation_checkpointing=RECOMPUTES[generation % 3])
             found |= live_through(me, folder, generation, members, config)
         me.meet()
     return found

@@ -265,7 +265,7 @@ def check_story(report: Report) -> None:
     indices = [g["index"] for g in generations]
     assert indices == sorted(set(indices))
     for generation in generations:
-        layout = Layout(**generation["layout"])
+        layout = Layout.from_json(generation["layout"])
         assert layout.world_size == generation["world_size"] == len(generation["members"])
         assert layout.global_batch == GLOBAL_BATCH
         assert [m["rank"] for m in generation["members"]] == list(range(generation["world_size"]))

@@ -18,7 +18,7 @@ from elastictrain.plan.memory import memory_of
 from elastictrain.plan.space import Candidate
 from elastictrain.planning import job_of
 
-PIPELINE = Candidate(1, 2, 4, 0, pp=2, activation_checkpointing=True)
+PIPELINE = Candidate(1, 2, 4, 0, pp=2, activation_checkpointing="full")
 
 
 def just_enough() -> int:
@@ -54,7 +54,7 @@ def test_a_lost_node_changes_the_layout_and_nothing_else(
     assert (failure["kind"], failure["continuation"]) == ("node_lost", "order_exact")
     assert failure["lost_steps"] <= 1
     four, two = report["generations"]
-    common = {"micro_batch": 2, "recompute": True}
+    common = {"micro_batch": 2, "recompute": "full"}
     assert four["layout"] == {"dp": 4, "zero_stage": 1, "accumulation": 1, **common}
     assert two["layout"] == {"dp": 1, "pp": 2, "zero_stage": 0, "accumulation": 4, **common}
     assert [entry["layout"] for entry in report["layouts"]] == [four["layout"], two["layout"]]

@@ -13,7 +13,7 @@ from elastictrain.plan.choose import Job, NothingFits, rank_layouts, weigh
 from elastictrain.plan.figures import Figures, figures_of
 from elastictrain.plan.layout import Layout
 from elastictrain.plan.model_shape import ModelShape
-from elastictrain.plan.space import Candidate
+from elastictrain.plan.space import RECOMPUTES, Candidate
 
 GPU = {"CPU": 1.0, "GPU": 1.0}
 LARGE = Job(ModelShape(32, 4096, 32, 8, 11_008, 32_000, 2048, tie_embeddings=False), "bf16", 16)
@@ -97,7 +97,7 @@ def test_experts_are_shared_out_where_a_worker_can_not_hold_all() -> None:
     roomy = cpus(64e9)
     leanest = min(
         weigh(job, Candidate(4, 1, 2, 1, ep=4, activation_checkpointing=again), roomy.cluster).memory.device_bytes
-        for again in (False, True)
+        for again in RECOMPUTES
     )
     tight = cpus(leanest)
     assert chosen(job, tight, asked, 4).ep == 4
@@ -111,12 +111,13 @@ def test_sequences_are_shared_where_they_are_too_long_for_one_worker() -> None:
     job, asked = Job(shape, "fp32", 4), Asked(4, 1)
     leanest = min(
         weigh(
-            job, Candidate(1, 1, 4, stage, sp=4, activation_checkpointing=True), cpus(64e9).cluster
+            job, Candidate(1, 1, 4, stage, sp=4, activation_checkpointing=again), cpus(64e9).cluster
         ).memory.device_bytes
         for stage in range(4)
+        for again in RECOMPUTES
     )
     layout = chosen(job, cpus(leanest), asked, 4)
-    assert (layout.sp, layout.dp, layout.recompute) == (4, 1, True)
+    assert (layout.sp, layout.dp) == (4, 1)
     with pytest.raises(NothingFits):
         planned(job, cpus(leanest), replace(asked, sp=1), 4, 4)
     assert chosen(job, cpus(64e9), asked, 4) == Layout(4, 1, 1, 1)

@@ -56,7 +56,7 @@ def test_megatron_lm(row: tuple[float, ...]) -> None:
     cluster = read_cluster(CLUSTERS / "a100x8.yaml")
     dp = gpus // tp // pp
     candidates = [
-        Candidate(dp, m, batch // dp // m, 1, pp=pp, tp=tp, activation_checkpointing=True)
+        Candidate(dp, m, batch // dp // m, 1, pp=pp, tp=tp, activation_checkpointing="full")
         for m in (1, 2, 4, 8, 16)
         if batch % (dp * m) == 0
     ]

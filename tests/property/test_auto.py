@@ -16,7 +16,7 @@ from elastictrain.plan.cluster import Dtype
 from elastictrain.plan.figures import Figures, figures_of, gpu_named
 from elastictrain.plan.layout import Layout
 from elastictrain.plan.model_shape import ModelShape
-from elastictrain.plan.space import Candidate
+from elastictrain.plan.space import RECOMPUTES, Candidate
 
 HIGH = 6
 wishes = st.builds(
@@ -26,7 +26,7 @@ wishes = st.builds(
     zero_stage=st.sampled_from([None, None, 0, 1]),
     pp=st.sampled_from([None, None, None, 2]),
     tp=st.sampled_from([None, None, None, 1, 2]),
-    recompute=st.sampled_from([None, None, False, True]),
+    recompute=st.sampled_from([None, None, *RECOMPUTES]),
     sp=st.sampled_from([None, None, None, 1, 2]),
     ep=st.sampled_from([None, None, 1, 2]),
     offload=st.sampled_from([None, None, None, "none", "cpu"]),
@@ -165,7 +165,7 @@ def test_a_step_of_thousands_of_micro_batches_is_as_legal_as_ever() -> None:
 def test_worlds_that_the_batch_can_not_share_are_split_otherwise_where_that_is_all_there_is() -> None:
     """Four micro-batches and three workers: a pipeline of three stages, if two can't hold the model."""
     job, asked = Job(ModelShape(4, 32, 2, 2, 96, 512, 32, dropout=True), "fp32", 8), Asked(8, 2)
-    layout = Layout(1, 0, 2, 4, pp=3, recompute=True)
+    layout = Layout(1, 0, 2, 4, pp=3, recompute="full")
     needs = weigh(job, Candidate.of(layout), ROOMY.cluster).memory.device_bytes
     tight = figures_of([{"CPU": 1}] * 4, {"CPU": 1}, needs, 8)
     plan = planned(job, tight, asked, 2, 4)[0]

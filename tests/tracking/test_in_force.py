@@ -52,3 +52,18 @@ def test_who_changes_what_needs_memory_is_taken_at_his_word(change: str) -> None
 def test_degrees_that_were_told_when_they_could_not_be_left_open_count_as_that() -> None:
     before = config("parallel.ep=1", "parallel.sp=1", "parallel.offload=none")
     assert layout_in_force(attempt(before, 4, 2), config()) == Layout(2, 1, 2, 4)
+
+
+@pytest.mark.parametrize(("told", "means"), [(True, "full"), (False, "none")])
+def test_older_runs_tell_recomputation_as_true_or_false(told: bool, means: str) -> None:
+    """And so do their configs: who asks for the same in words changes nothing."""
+    now = config(f"train.activation_checkpointing={means}")
+    layout = {"dp": 2, "zero_stage": 1, "micro_batch": 2, "accumulation": 4, "recompute": told}
+    before = now.to_dict()
+    before["train"]["activation_checkpointing"] = told
+    earlier = [
+        RunStarted(0.0, "demo", 1, before, {}),
+        GenerationStarted(1.0, 0, layout, 2, 1, "", "fresh", "bit_exact", ()),
+    ]
+    assert layout_in_force(earlier, now) == Layout(2, 1, 2, 4, recompute=means)
+    assert Layout.from_json(Layout(2, 1, 2, 4, recompute=means).to_json()).recompute == means

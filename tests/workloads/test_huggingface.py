@@ -14,6 +14,8 @@ from torch import Tensor
 
 from elastictrain.config import TrainConfig
 from elastictrain.errors import ConfigError
+from elastictrain.plan.layout import Recompute
+from elastictrain.plan.space import RECOMPUTES
 from elastictrain.workloads import build_workload
 from elastictrain.workloads.base import Workload
 
@@ -48,7 +50,7 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def workload(folder: Path, vocab_size: int = VOCAB, seq_len: int = SEQ_LEN, recompute: bool = False) -> Workload:
+def workload(folder: Path, vocab_size: int = VOCAB, seq_len: int = SEQ_LEN, recompute: Recompute = "none") -> Workload:
     config = {
         "model": {"kind": "huggingface", "path": str(folder)},
         "data": {"seq_len": seq_len},
@@ -166,13 +168,13 @@ def test_the_loss_is_the_usual_one_whether_it_can_be_streamed_or_not(
 
 def test_recomputing_activations_gives_the_same_gradients_bit_for_bit(llama: Path) -> None:
     gradients = []
-    for recompute in (False, True):
+    for recompute in RECOMPUTES:
         model = workload(llama, recompute=recompute)
         module = model.build(0)
         torch.manual_seed(5)
         model.loss(module, batch()).backward()
         gradients.append([p.grad for p in module.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
 
 
 def test_rotary_frequencies_stay_exact_in_bf16(llama: Path) -> None:

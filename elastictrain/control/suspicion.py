@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 HANG_FACTOR = 10.0
@@ -45,7 +46,7 @@ class RankAt:
     waiting: bool
     """Whether it waits for its peers in a collective."""
     silent_s: float
-    """Seconds without a sign of life."""
+    """Seconds without a sign of life; inf when there never was one."""
     stopped: bool
     """Its process is stopped (SIGSTOP, a debugger)."""
     strayed: bool = False
@@ -91,7 +92,10 @@ def patience_s(recent_steps_s: Sequence[float], num_done: int, least_s: float, u
 def find_stopped(ranks: Mapping[int, RankAt], patience_s: float = STOPPED_S) -> Hang | None:
     """Whose process is stopped, whatever it was doing: all that can be said of ranks that form a group."""
     stopped = {r: at for r, at in ranks.items() if at.stopped and at.silent_s > patience_s}
-    return Hang(tuple(stopped), f"its process is stopped, since {_longest(stopped):.1f} s") if stopped else None
+    if not stopped:
+        return None
+    since = _longest(stopped)
+    return Hang(tuple(stopped), "its process is stopped" + (f", since {since:.1f} s" if since < inf else ""))
 
 
 def find_hang(ranks: Mapping[int, RankAt], patience_s: float, lockstep: bool = True) -> Hang | None:

@@ -8,6 +8,7 @@ no progress, and to say what a dead one was doing.
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Progress:
     """What a rank was doing at `at` (unix time, seconds), when it began that."""
 
     generation: int
+    """-1 before it has written anything."""
     step: int
     phase: str
     at: float
@@ -42,7 +44,7 @@ class Progress:
     blocked_s: float = 0.0
     """Seconds spent waiting for peers in this generation."""
     silent_s: float = 0.0
-    """Since it last wrote anything, by its node's clock."""
+    """Since it last wrote anything, by its node's clock; inf before that."""
     stopped: bool = False
     """Its process is stopped (SIGSTOP, a debugger)."""
     memory_bytes: int = 0
@@ -102,10 +104,11 @@ class Board:
         """The last thing written."""
         generation, step, phase, at, marks = _DOING.unpack_from(self._buffer, 0)
         waits, waiting, strayed, waited_at, blocked_s = _WAITING.unpack_from(self._buffer, _WAITING_AT)
-        silent_s = max(0.0, time.time() - max(at, waited_at))
+        written_at = max(at, waited_at)
+        silent_s = max(0.0, time.time() - written_at) if written_at else math.inf
         (memory_bytes,) = _MEMORY.unpack_from(self._buffer, _MEMORY_AT)
         return Progress(
-            generation,
+            generation if at else -1,
             step,
             PHASES[phase],
             at,

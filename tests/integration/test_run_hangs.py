@@ -52,6 +52,7 @@ def test_ranks_that_hang_are_replaced(product: Product, undisturbed: Report) -> 
 def test_a_spare_that_is_stopped_takes_no_rank(product: Product, undisturbed: Report) -> None:
     """It is found while it waits for one, and when a group waits for it: not at the deadline for groups to form."""
     running = product.begin("stopped-spare", "elastic.standby=1", "train.steps=100000")
+    running.until_running(0)  # before, whoever waits gets a rank
     [idle] = running.until("a standby", lambda: (s := running.status()) and s.standbys)
     os.kill(idle.pid, signal.SIGSTOP)
     [spare] = running.until(

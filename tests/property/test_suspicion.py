@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from elastictrain.control.suspicion import (
     STRAGGLER_STEPS,
+    Hang,
     RankAt,
     find_hang,
+    find_stopped,
     find_straggler,
     patience_s,
 )
@@ -30,6 +33,11 @@ moving = st.builds(
     stopped=st.just(False),
 )
 worlds = st.lists(moving, min_size=1, max_size=8).map(lambda ranks: dict(enumerate(ranks)))
+
+
+def test_a_process_that_is_stopped_before_its_first_sign_of_life_says_no_seconds() -> None:
+    unheard = {0: RankAt("idle", 0, 0, False, inf, True), 1: replace(WORKING, silent_s=0.1)}
+    assert find_stopped(unheard) == Hang((0,), "its process is stopped")
 
 
 @given(worlds)

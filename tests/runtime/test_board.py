@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -27,6 +28,13 @@ def test_what_is_written_is_read(phase: str) -> None:
     progress = board.read()
     assert (progress.generation, progress.step, progress.phase) == (2, 40, phase)
     assert abs(progress.at - time.time()) < 60
+
+
+def test_a_rank_that_wrote_nothing_is_in_no_generation() -> None:
+    board = Board(memoryview(bytearray(BOARD_BYTES)))
+    assert (board.read().generation, board.read().silent_s) == (-1, math.inf)
+    board.write(0, 0, "forming")
+    assert (board.read().generation, board.read().silent_s < 60) == (0, True)
 
 
 def test_memory_stays_told_until_it_is_told_anew() -> None:

@@ -76,7 +76,7 @@ def test_on_cpus_offload_makes_no_room() -> None:
     figures = cpus(64e9)
     for stage in (1, 2, 3):
         kept, away = (
-            weigh(small, Candidate(1, 1, 8, stage, offload=offload), figures.cluster).memory  # type: ignore[arg-type]
+            weigh(small, Candidate(1, 1, 8, stage, offload=offload), figures.cluster).memory
             for offload in ("none", "cpu")
         )
         assert away.host_bytes == 0

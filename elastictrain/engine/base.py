@@ -66,7 +66,16 @@ class Engine(Protocol):
         ...
 
     def export_into(self, buffer: memoryview | torch.Tensor) -> None:
-        """Copy this rank's shard into `buffer`: host memory, fp32, `shard_index().numel` elements."""
+        """Copy this rank's shard into `buffer`: host memory, fp32, `shard_index().numel` elements.
+
+        Raises PeerLostError where `fence` says that it may be wrong.
+        """
+        ...
+
+    def fence(self) -> None:
+        """Before this rank's collectives are broken, from any thread: an update that is not done by now is refused by
+        `export_into` (PeerLostError), since on GPUs it may be made of what a broken collective left.
+        """
         ...
 
     def scalars(self) -> Mapping[str, int | float]:

@@ -17,6 +17,14 @@ import torch
 
 from elastictrain.engine.lean_import import import_deepspeed
 
+_LEAVE_FAILURES_TO_US = {
+    # When a peer is lost, torch's watchdog of nccl would end this process, and with it the state that survived here.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    # It would first write down what each rank was doing, and hold the group that is to be left for a minute meanwhile.
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -65,7 +73,9 @@ def prepare_process(lean: bool = True) -> Device:
     Not `lean`, DeepSpeed brings along what it brings to every script: see `lean_import`.
     """
     device = current_device()
-    if not device.is_cuda:
+    if device.is_cuda:
+        os.environ.update(_LEAVE_FAILURES_TO_US)
+    else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # deepspeed.initialize asserts on it, and no launcher has set it.
     os.environ.setdefault("LOCAL_RANK", "0")

@@ -5,8 +5,9 @@ ranks form a `RankGroup` through it, under keys of their own. DeepSpeed's clone 
 so that all connections exist before training and `abort` knows them.
 
 `abort` makes every collective that blocks in this process raise within milliseconds, though its peer is alive and
-merely silent. For nccl that is its own abort. Gloo has none that works, so the connections are shut (see sockets.py).
-All ranks of a generation that is given up must be aborted or gone; one left out waits until its timeout.
+merely silent. Gloo has no abort that works, so the connections are shut (see sockets.py). Nccl has one, but nothing
+that blocks raises: what was under way ends as if it were done (see update_fence.py), and only the next call fails. All
+ranks of a generation that is given up must be aborted or gone; one left out waits until its timeout.
 
 Neither the store nor the connections ask who is there: the network between the nodes must be trusted.
 
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -191,8 +193,7 @@ class RankGroup:
             if self._foreign_listeners is None:
                 return
             if self._backend == "nccl":
-                if dist.is_initialized():
-                    c10d._abort_process_group()
+                _abort_communicators()
                 return
             mine = listeners() - self._foreign_listeners
             end_reading(mine, self._peers | {self._store_address}, self._held)
@@ -248,3 +249,17 @@ class RankGroup:
     def _check_not_aborted(self) -> None:
         if self._aborted:
             raise PeerLostError(f"generation {self.generation} was given up while rank {self.rank} joined it")
+
+
+def _abort_communicators() -> None:
+    """Have nccl give up what its communicators do, and what they would do next; torch goes on knowing the groups.
+
+    All together: one that waits for another's kernel would never end alone.
+    """
+    known = list(c10d._world.pg_map.items())
+    backends = [group._get_backend(torch.device("cuda")) for group, (backend, _) in known if backend == "nccl"]
+    if backends:
+        backends[0]._group_start()
+        for backend in backends:
+            backend.abort()
+        backends[0]._group_end()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from elastictrain.engine.update_fence import UpdateFence
 from elastictrain.engine.zero_state import Piece
 from elastictrain.state.slab import Slab
 from elastictrain.state.source import StateSource
@@ -33,15 +34,24 @@ class ShardExporter:
         if any(run.is_cuda for run in self.runs.values()):
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
             self._updated = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            self._updates = UpdateFence(self._updated)
             self._staging = torch.empty(self.index.numel, dtype=torch.float32, pin_memory=True)
 
     def mark_updated(self) -> None:
         """Note that the updates enqueued so far are what the next copy must see (training thread)."""
         if self._stream is not None:
-            self._updated.record()
+            self._updates.mark()
+
+    def fence(self) -> None:
+        """See `base.Engine.fence`."""
+        if self._stream is not None:
+            self._updates.fence()
 
     def copy_into(self, buffer: memoryview | Tensor) -> None:
-        """Fill `buffer` with the shard; returns when it is there."""
+        """Fill `buffer` with the shard; returns when it is there.
+
+        Raises PeerLostError where it may be wrong: see `fence`.
+        """
         if not self.runs:
             return
         target = buffer if isinstance(buffer, Tensor) else torch.frombuffer(buffer, dtype=torch.float32)
@@ -52,6 +62,7 @@ class ShardExporter:
             self._stream.wait_event(self._updated)
             self._copy_runs(self._staging)
         self._stream.synchronize()
+        self._updates.check()
         target[: self._staging.numel()].copy_(self._staging)
 
     def _copy_runs(self, target: Tensor) -> None:

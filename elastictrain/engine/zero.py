@@ -255,6 +255,10 @@ class ZeroEngine:
         """See `base.Engine.export_into`."""
         self._exporter.copy_into(buffer)
 
+    def fence(self) -> None:
+        """See `base.Engine.fence`."""
+        self._exporter.fence()
+
     def scalars(self) -> Mapping[str, int | float]:
         """See `base.Engine.scalars`."""
         return {"optimizer_step": self._optimizer_step} | (self._loss_scale.scalars() if self._loss_scale else {})

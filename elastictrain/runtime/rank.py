@@ -339,6 +339,8 @@ class RankProgram:
     def abort(self) -> None:
         """Break whatever collective the training thread is in."""
         self._aborted = True
+        if self._engine is not None:
+            self._engine.fence()
         if self._group is not None:
             self._group.abort()
 

@@ -34,6 +34,8 @@ _CONTEXT.set_forkserver_preload(
 )
 # The fork server inherits them: one thread a rank, and what `prepare_process` would set before importing deepspeed.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Asking for GPUs must not start CUDA in a process that is forked from.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -146,6 +148,7 @@ def num_files() -> int:
 def _run(index: int, line: Connection, program: Callable[..., Any], args: tuple[Any, ...]) -> None:
     from elastictrain.engine.group import Rendezvous
 
+    os.environ["NCCL_HOSTID"] = f"rank{index}"  # where ranks share a GPU, nccl must take it for one of another host's
     gc.freeze()  # as `warm` does: DeepSpeed collects garbage while it builds
     try:
         rendezvous = Rendezvous.serve("127.0.0.1")

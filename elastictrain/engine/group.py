@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -257,7 +258,9 @@ def _abort_communicators() -> None:
     All together: one that waits for another's kernel would never end alone.
     """
     known = list(c10d._world.pg_map.items())
-    backends = [group._get_backend(torch.device("cuda")) for group, (backend, _) in known if backend == "nccl"]
+    backends: list[Any] = [
+        group._get_backend(torch.device("cuda")) for group, (backend, _) in known if backend == "nccl"
+    ]
     if backends:
         backends[0]._group_start()
         for backend in backends:

@@ -31,7 +31,7 @@ from elastictrain.events import (
 )
 from elastictrain.plan.layout import Layout
 from elastictrain.status import Status
-from elastictrain.tracking.wording import bytes_text, count_text, seconds_text, skip_text, source_text
+from elastictrain.tracking.wording import bytes_text, count_text, place_text, seconds_text, skip_text, source_text
 
 
 class Narrator:
@@ -60,8 +60,8 @@ def say(event: Event, fault_at: float | None = None) -> str | None:
             held_out = f"{event.num_validation_samples:,} held out"
             return f"data {how} in {seconds_text(event.seconds)}: {event.num_samples:,} samples, {held_out}"
         case WorkerStarted():
-            where = f"(pid {event.pid}, node {event.node})"
-            return f"worker {event.worker} {where} warm after {seconds_text(event.seconds)}"
+            where = place_text(event.pid, event.node)
+            return f"worker {event.worker} ({where}) warm after {seconds_text(event.seconds)}"
         case GenerationStarted():
             world = f"{count_text(event.world_size, 'worker')}, {Layout.from_json(event.layout)}"
             return f"{_step(event.first_step)}generation {event.index}: {world}, state {_SOURCES[event.source]}"
@@ -143,7 +143,10 @@ def _step(step: int) -> str:
 def _failure(event: FailureDetected) -> str:
     if event.kind == "node_lost":
         return f"node {event.node} lost with {_ranks(event.ranks)}"
-    who = f"{_ranks(event.ranks)} (pid {event.pid}, node {event.node})"
+    place = place_text(event.pid, event.node)
+    if event.kind == "keeper_lost":
+        return f"{event.cause.message} ({place}; it served {_ranks(event.ranks)})"
+    who = f"{_ranks(event.ranks)} ({place})"
     match event.cause.kind:
         case "signal":
             return f"{who} killed by {event.cause.message}"

@@ -40,10 +40,12 @@ class Attribution:
             step=step,
         )
 
-    def to_node(self, kind: str, node: str, workers: Collection[str], cause: Cause, at: float | None = None) -> None:
-        """A node is lost, or its keeper, with these workers: a failure where they hold ranks, else a warning."""
+    def to_node(
+        self, kind: str, node: str, workers: Collection[str], cause: Cause, at: float | None = None, pid: int = 0
+    ) -> None:
+        """A node is lost, or its keeper (`pid`), with these workers: a failure where they hold ranks, or a warning."""
         if ranks := self.ranks(workers):
-            self._story.fail(kind, cause, generation=self._generation, ranks=ranks, node=node, at=at)
+            self._story.fail(kind, cause, generation=self._generation, ranks=ranks, node=node, pid=pid, at=at)
         else:
             self._story.warn("node", cause.message)
 

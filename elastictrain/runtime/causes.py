@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -12,6 +13,8 @@ from elastictrain.events import Cause
 
 _KILLED_FOR_MEMORY = "running low on memory"
 """Ray's words in the error of an actor that its memory monitor killed; a task gets an error type of its own."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours its tracebacks, wherever they go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def explain(error: RayError) -> Cause:
         inner = error.cause
         line = f"{type(inner).__name__}: {inner}".splitlines()[0]
         kind = "oom" if is_out_of_memory(inner) else "exception"
-        return Cause(kind, line, str(error), type(inner).__name__)
+        return Cause(kind, line, _COLOUR.sub("", str(error)), type(inner).__name__)
     if isinstance(error, OutOfMemoryError) or _KILLED_FOR_MEMORY in str(error):
         return Cause("oom", "killed by Ray's memory monitor: the node ran low on memory", str(error))
     if isinstance(error, RayActorError):

@@ -20,10 +20,11 @@ from elastictrain.runtime.board import Progress
 from elastictrain.runtime.causes import Failure, explain
 from elastictrain.runtime.cluster import head_address
 from elastictrain.runtime.fleet import BAN_S, Fleet, Node, Survey, WorkerHandle
-from elastictrain.runtime.probe import Probe, answers
+from elastictrain.runtime.probe import answers
 from elastictrain.runtime.protocol import Answered, KeeperEvent, KeeperInfo, KeeperTrouble, Question, WorkerInfo
 from elastictrain.runtime.questions import Questions
 from elastictrain.runtime.replies import Replies
+from elastictrain.runtime.silence import Silence
 
 POLL_S = 2.0
 """A keeper answers at once when it has something to say, and after this time when it has not."""
@@ -31,10 +32,6 @@ LOOK_EVERY_S = 1.0
 """How often Ray is asked for its nodes."""
 WATCH_EVERY_S = 0.5
 """How often keepers are asked where their ranks are."""
-SILENT_NODE_S = 4.0
-"""A keeper that answers nothing for so long has its node asked whether it is there."""
-SILENT_KEEPER_S = 20.0
-"""A keeper that answers nothing for so long on a node that is there is replaced."""
 SUSPICION_S = 0.5
 """How long a dead worker's keeper has to tell of what, before the death is reported without a cause."""
 START_TIMEOUT_S = 300.0
@@ -67,7 +64,7 @@ class Listener(Protocol):
         """A node or its keeper is gone."""
         ...
 
-    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
+    def keeper_lost(self, name: str, pid: int, cause: Cause, at: float | None = None) -> None:
         """A node's keeper is gone, since `at` if that is known; the node and its workers live, another keeper comes."""
         ...
 
@@ -118,19 +115,16 @@ class Roster:
     _head: tuple[str, int] = field(default_factory=head_address)
     _head_heard: float = field(default_factory=time.monotonic)
     _watched: float = 0.0
-    _heard: dict[str, float] = field(default_factory=dict)
-    """When each node's keeper answered last."""
     _asked: set[Any] = field(default_factory=set)
     """Keepers whose answer is awaited."""
     _progressed: bool = False
     """Since the listener was told: of many nodes' answers it is told once."""
-    _listened: float = 0.0
-    _probe: Probe | None = None
     _cold: list[str] = field(default_factory=list)
     """Workers that have been started, and not asked yet to get ready."""
 
     def __post_init__(self) -> None:
         self.questions = Questions(self.fleet, self.replies, self.keeper_failed)
+        self._silence = Silence(self.fleet, self.replies, self.node_failed, self.replace_keeper)
 
     def check(self) -> None:
         """Look for nodes when it is time, and give up on whoever was silent for too long."""
@@ -158,7 +152,7 @@ class Roster:
         if now > self._watched + WATCH_EVERY_S:
             self._watched = now
             self._ask_for_progress()
-            self._look_for_silence(now)
+            self._silence.look(now)
 
     def start(self, name: str, node: str, reserved: bool, data_folder: str) -> None:
         """Start a worker; as soon as the head answers, if it does not."""
@@ -232,10 +226,11 @@ class Roster:
         def replace() -> None:
             if self.fleet.nodes.get(node.name) is not node or node.keeper is not lost:
                 return
+            pid = node.info.pid if node.info else 0
             self._start_keeper(node)
             message = f"the keeper of node {node.name} is lost, and another takes over: {why.message}"
             cause = Cause("keeper", message, why.traceback, why.error_type)
-            self.listener.keeper_lost(node.name, cause, at)
+            self.listener.keeper_lost(node.name, pid, cause, at)
             self.fleet.end(lost)
 
         self._with_head(replace)
@@ -286,27 +281,9 @@ class Roster:
 
     def _hear_progress(self, name: str, keeper: Any, found: dict[str, Progress]) -> None:
         self._asked.discard(keeper)
-        self._heard[name] = time.monotonic()
+        self._silence.heard(name)
         self.progress.update(found)
         self._progressed = True
-
-    def _look_for_silence(self, now: float) -> None:
-        """A node that is cut off breaks no connection: it just says nothing any more."""
-        listened, self._listened = now - self._listened < SILENT_NODE_S / 2, now
-        if not listened:  # this process was busy with something else, or stopped: nobody is to blame
-            self._heard = dict.fromkeys(self.fleet.nodes, now)
-        if self._probe is not None:
-            for name in self._probe.silent():
-                self.node_failed(name, f"it has answered nothing for {SILENT_NODE_S:.0f} s")
-        silent = {
-            name: now - self._heard.get(name, now) for name, node in self.fleet.nodes.items() if node.info is not None
-        }
-        asked = {name: self.fleet.nodes[name].raylet for name, s in silent.items() if s > SILENT_NODE_S}
-        if asked and (self._probe is None or self._probe.done):
-            self._probe = Probe(asked)
-        for name in [name for name, s in silent.items() if s > SILENT_KEEPER_S]:
-            silence = f"it has answered nothing for {SILENT_KEEPER_S:.0f} s"
-            self.replace_keeper(self.fleet.nodes[name], Cause("keeper", silence), time.time() - silent[name])
 
     def _start_keeper(self, node: Node) -> None:
         self.replies.expect(
@@ -322,7 +299,7 @@ class Roster:
             self._refuse(node, f"node {node.name} is not used: {info.preflight.refuse[0]}")
             return
         node.info = info
-        self._heard[node.name] = time.monotonic()
+        self._silence.heard(node.name)
         self._poll(node)
         self._introduce(node, [w for w in self.fleet.workers.values() if w.node == node.name and w.info is not None])
 

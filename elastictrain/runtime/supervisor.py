@@ -52,6 +52,7 @@ from elastictrain.runtime.story import Story
 from elastictrain.runtime.vigil import Vigil
 from elastictrain.state.tensors import ShardHeader
 from elastictrain.status import RunState
+from elastictrain.tracking.wording import place_text
 
 TICK_S = 0.2
 
@@ -199,10 +200,10 @@ class Supervisor:
         way_out = "The run goes on when it is submitted again, to a cluster that is there."
         self._end = v.End("failed", Cause("resources", f"{message}. {way_out}"))
 
-    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
+    def keeper_lost(self, name: str, pid: int, cause: Cause, at: float | None = None) -> None:
         """See `roster.Listener`."""
         workers = [w.name for w in self._fleet.workers.values() if w.node == name]
-        self._attribution.to_node("keeper_lost", name, workers, cause, at)
+        self._attribution.to_node("keeper_lost", name, workers, cause, at, pid)
         self._tell(v.KeeperLost(name, cause))
         self._regroup.forget_node(name)
 
@@ -223,7 +224,7 @@ class Supervisor:
         self._emit(WorkerStarted(time.time(), name, info.node, info.pid, seconds))
         if info.said not in self._said:
             self._said.add(info.said)
-            self._story.warn("worker", f"{name} (pid {info.pid}, node {info.node}): {info.said}")
+            self._story.warn("worker", f"{name} ({place_text(info.pid, info.node)}): {info.said}")
         self._tell(v.WorkerUp(name))
 
     def worker_lost(
@@ -237,7 +238,7 @@ class Supervisor:
             self._blame(kind, name, cause, at or self._breakage.first_sign, step)
         elif self._end is None:
             pid = handle.info.pid if handle.info else 0
-            self._story.warn("worker", f"{name} (pid {pid}, node {handle.node}): {cause.message}")
+            self._story.warn("worker", f"{name} ({place_text(pid, handle.node)}): {cause.message}")
         self._roster.forget_worker(name)
         self._tell(v.WorkerDied(name, cause, step or self._story.step + 1))
         self._regroup.forget_worker(name)

@@ -39,6 +39,7 @@ from elastictrain.runtime.allocator import keep_memory
 from elastictrain.runtime.board import STACKS_AT, Board
 from elastictrain.runtime.keeper import STACKS_SIGNAL
 from elastictrain.runtime.protocol import Evaluation, FormOrder, FormReply, Outcome, RestoreFrom, WorkerInfo
+from elastictrain.runtime.watch import is_stopped
 from elastictrain.uncollected import uncollected
 
 T = TypeVar("T")
@@ -178,6 +179,10 @@ class Worker:
         """Have all ranks of this generation hear this after the same step; for rank 0. See RankProgram.order."""
         if self._rank is not None:
             self._rank.order(generation, news)
+
+    def finds_stopped(self, pid: int) -> bool:
+        """Whether another process on this node, its keeper say, is stopped."""
+        return is_stopped(pid)
 
     def _asked_to_leave(self, *_: object) -> None:
         """SIGTERM: go on, and let the supervisor end this process when it can be spared; a second one ends it now."""

@@ -24,6 +24,7 @@ from elastictrain.tracking.wording import (
     count_text,
     energy_text,
     layout_text,
+    place_text,
     seconds_text,
     skip_text,
     source_text,
@@ -269,7 +270,8 @@ def _failures(report: Report) -> str:
         what += f'<br><span class="quiet">{escape(failure["kind"].replace("_", " "))}</span>'
         if cause["traceback"]:
             what += f"<details><summary>traceback</summary><pre>{escape(cause['traceback'])}</pre></details>"
-        where = f"{who_text(failure)}<br><span class='quiet'>pid {failure['pid']} on {escape(failure['node'])}</span>"
+        place = escape(place_text(failure["pid"], failure["node"]))
+        where = f"{who_text(failure)}<br><span class='quiet'>{place}</span>"
         rows.append(
             (
                 seconds_text(failure["at_s"]),

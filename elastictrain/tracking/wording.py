@@ -68,3 +68,8 @@ def who_text(failure: dict[str, Any]) -> str:
     if failure["ranks"]:
         return "rank " + ", ".join(map(str, failure["ranks"]))
     return "the driver" if failure["kind"] == DRIVER_LOST else "all ranks"
+
+
+def place_text(pid: int, node: str) -> str:
+    """Where a process is or was, as far as known: a node that is lost has no pid, nor has one that never told it."""
+    return f"pid {pid}, node {node}" if pid else f"node {node}"

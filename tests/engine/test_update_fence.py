@@ -41,7 +41,7 @@ def test_an_update_that_was_done_counts_after_the_fence() -> None:
     updates.check()
 
 
-def test_an_update_under_way_does_not_though_it_is_done_later() -> None:
+def test_an_update_under_way_does_not_count_though_it_is_done_later() -> None:
     updates, device = fence_after(2)
     updates.fence()
     device.idle = True

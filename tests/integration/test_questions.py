@@ -26,6 +26,7 @@ from elastictrain.runtime.fleet import Fleet
 from elastictrain.runtime.protocol import KeeperEvent, Question, WorkerExited, WorkerInfo
 from elastictrain.runtime.replies import Replies
 from elastictrain.runtime.roster import LOOK_EVERY_S, Roster
+from elastictrain.runtime.silence import STUCK_S
 
 PATIENCE_S = 60.0
 SLOW, SLOW_S = "worker-2", 4.0
@@ -42,6 +43,7 @@ class Heard:
     ready: set[str] = field(default_factory=set)
     adopted: set[str] = field(default_factory=set)
     lost: list[tuple[str, Cause]] = field(default_factory=list)
+    keepers: list[tuple[str, int, float | None]] = field(default_factory=list)
     exited: list[WorkerExited] = field(default_factory=list)
 
     def nodes_found(self, slots: dict[str, int]) -> None:
@@ -53,8 +55,9 @@ class Heard:
     def node_lost(self, name: str, cause: Cause) -> None:
         self.lost.append((name, cause))
 
-    def keeper_lost(self, name: str, cause: Cause, at: float | None = None) -> None:
+    def keeper_lost(self, name: str, pid: int, cause: Cause, at: float | None = None) -> None:
         self.lost.append((name, cause))
+        self.keepers.append((name, pid, at))
 
     def head_lost(self, message: str) -> None:
         raise AssertionError(message)
@@ -91,6 +94,7 @@ class Counted(Replies):
 
 def answering() -> Any:
     """An actor class, made here so that it travels to nodes that don't have this file."""
+    from elastictrain.runtime.watch import is_stopped
 
     class Answering:
         def __init__(self, worker: str, node: str, config: Any, folder: str, keeper: Any, host: str, token: bytes):
@@ -103,6 +107,9 @@ def answering() -> Any:
         def warm(self, zero_stage: int) -> WorkerInfo:
             time.sleep(SLOW_S if self.worker == SLOW else 0)
             return WorkerInfo(self.worker, os.getpid(), self.node, "")
+
+        def finds_stopped(self, pid: int) -> bool:
+            return is_stopped(pid)
 
         def say(self, given: Any, own: int) -> tuple[str, Any, int]:
             return self.worker, given, own
@@ -210,6 +217,20 @@ def test_a_keeper_that_dies_leaves_nobody_waiting(team: Team) -> None:
     assert found == again
     assert once == {}  # dropped, and nothing is left of it
     assert not team.roster.questions._open
+
+
+def test_a_keeper_that_is_stopped_is_replaced_as_soon_as_that_is_known(team: Team) -> None:
+    keeper = team.roster.fleet.nodes[team.node].info
+    assert keeper is not None
+    stopped_at = time.time()
+    os.kill(keeper.pid, signal.SIGSTOP)
+    team.until(lambda: len(team.heard.adopted) == 2)
+    [(name, cause)] = team.heard.lost
+    assert name == team.node
+    assert cause.message.endswith("and another takes over: its process is stopped")
+    [(_, pid, at)] = team.heard.keepers
+    assert pid == keeper.pid
+    assert abs(at - stopped_at) < STUCK_S / 2  # as it was then, not when it was found
 
 
 def test_a_worker_that_warms_up_meanwhile_gets_the_next_keeper(team: Team) -> None:

@@ -22,7 +22,7 @@ def test_a_keeper_dies(product: Product, shared_cluster: Any, undisturbed: Repor
     report = product.report("keeper")
     assert_near(report, undisturbed)
     [failure] = report["failures"]
-    assert failure["kind"] == "keeper_lost"
+    assert (failure["kind"], failure["pid"]) == ("keeper_lost", keeper.pid)
     assert failure["source"] == "memory"
     assert failure["lost_steps"] <= 1
     before, after = report["generations"]

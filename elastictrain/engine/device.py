@@ -20,8 +20,9 @@ from elastictrain.engine.lean_import import import_deepspeed
 _LEAVE_FAILURES_TO_US = {
     # When a peer is lost, torch's watchdog of nccl would end this process, and with it the state that survived here.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-    # It would first write down what each rank was doing, and hold the group that is to be left for a minute meanwhile.
+    # Before that it tells all ranks to write down what they were doing, and waits until they have.
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    # It has a watchdog of its own, which ends the process when it waits for too long.
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
 

@@ -52,13 +52,14 @@ class Case:
     pp: int = 1
     tp: int = 1
     ep: int = 1
+    sp: int = 1
     gradient_dtype: str = "fp32"
     offload: str = "none"
 
     @property
     def dp(self) -> int:
         """Replicas."""
-        return self.world_size // (self.pp * self.tp)
+        return self.world_size // (self.pp * self.tp * self.sp)
 
     def config(self) -> TrainConfig:
         """The run that it is."""
@@ -78,6 +79,7 @@ class Case:
                     "pp": self.pp,
                     "tp": self.tp,
                     "ep": self.ep,
+                    "sp": self.sp,
                     "gradient_dtype": self.gradient_dtype,
                     "offload": self.offload,
                 },
@@ -161,6 +163,16 @@ CASES = (
     Case("deep", "fp32", 1, 2, 8, tp=2, recompute="selective"),
     Case("experts", "bf16", 1, 2, 8, recompute="selective"),
     Case("wide", "bf16", 3, 2, 8, recompute="selective"),
+    Case("experts", "fp32", 1, 4, 2, 4, pp=2, ep=2),
+    Case("experts", "bf16", 1, 4, 4, 4, pp=2, ep=2),
+    Case("experts", "fp32", 1, 4, 4, tp=2, ep=2),
+    Case("experts", "bf16", 2, 4, 2, tp=2, ep=2, recompute="full"),
+    Case("experts", "bf16", 0, 2, 2, 4, pp=2),
+    Case("experts", "fp32", 0, 2, 4, tp=2),
+    Case("wide", "fp32", 1, 2, 4, sp=2),
+    Case("wide", "bf16", 2, 2, 8, sp=2),
+    Case("wide", "fp32", 1, 4, 4, tp=2, sp=2),
+    Case("wide", "bf16", 1, 4, 4, 4, pp=2, sp=2),
 )
 
 
@@ -214,8 +226,8 @@ def _line(row: dict[str, Any]) -> str:
     size = f"{row['micro_batch']}x{row['accumulation']}{RECOMPUTED[row['recompute']]}"
     size += f" gradients-{row['gradient_dtype']}" if row["gradient_dtype"] != "fp32" else ""
     size += f" offload-{row['offload']}" if row["offload"] != "none" else ""
-    split = "".join(f" {name}{row[name]}" for name in ("pp", "tp", "ep") if row[name] > 1)
-    degrees = f"dp{row['world_size'] // (row['pp'] * row['tp'])}{split}"
+    split = "".join(f" {name}{row[name]}" for name in ("pp", "tp", "sp", "ep") if row[name] > 1)
+    degrees = f"dp{row['world_size'] // (row['pp'] * row['tp'] * row['sp'])}{split}"
     return (
         f"{row['model']} {row['dtype']} zero{row['zero_stage']} {degrees:<11} {size:<14} "
         f"measured {row['measured_bytes'] / 1e6:7.1f} MB  estimate {row['estimated_bytes'] / 1e6:7.1f} MB "

@@ -1,10 +1,10 @@
-"""The engine of a layout: plain ZeRO, shared sequences, tensor parallelism, a pipeline's stage, or shared experts."""
+"""The engine of a layout: plain ZeRO, shared sequences, tensor parallelism, a pipeline's stage; with shared experts."""
 
 from __future__ import annotations
 
 from elastictrain.config import TrainConfig
 from elastictrain.engine.device import prepare_process
-from elastictrain.engine.experts import ExpertEngine
+from elastictrain.engine.experts import ExpertEngine, ExpertPipelineEngine, ExpertSplitEngine
 from elastictrain.engine.failures import peer_loss_named
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.pipeline import PipelineEngine
@@ -35,9 +35,9 @@ def build_engine(
 
 def _kind(layout: Layout) -> type[ZeroEngine]:
     if layout.pp > 1:
-        return PipelineEngine
+        return ExpertPipelineEngine if layout.ep > 1 else PipelineEngine
     if layout.tp > 1:
-        return SplitEngine
+        return ExpertSplitEngine if layout.ep > 1 else SplitEngine
     if layout.sp > 1:
         return SequenceEngine
     return ExpertEngine if layout.ep > 1 else ZeroEngine

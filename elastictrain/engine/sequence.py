@@ -6,13 +6,14 @@
                over all ranks is that of all sequences, which is what DeepSpeed makes for data parallelism
     losses     of a micro-batch are the mean over its replica's ranks: one small collective a step
 
+Under tensor parallelism and in a pipeline (`split`) the same holds of the ranks with the same share of the same stage.
 Cost of a build in a warm process: a group for each replica, some milliseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from elastictrain.config import TrainConfig
 from elastictrain.engine.base import Phase
 from elastictrain.engine.group import RankGroup
 from elastictrain.engine.zero import ZeroEngine
+from elastictrain.plan.layout import Layout, Place
 from elastictrain.plan.part import part_of
 from elastictrain.workloads.base import Batch, SplitWorkload
 from elastictrain.workloads.sharing import SequencePeers
@@ -33,22 +35,10 @@ class SequenceEngine(ZeroEngine):
     _workload: SplitWorkload  # the config refuses to split others
 
     def _build_module(self, config: TrainConfig, group: RankGroup) -> nn.Module:
-        layout = self._layout
-        self._part = part_of(self._workload.shape, layout, group.rank)
+        self._part = part_of(self._workload.shape, self._layout, group.rank)
         self._tells = self._part.sp_index == 0
-        for dp in range(layout.dp):
-            ranks = [layout.rank(replace(self._place, dp=dp, sp=sp)) for sp in range(layout.sp)]
-            peers = dist.new_group(ranks)
-            if dp == self._place.dp:
-                self._replica = peers
-        group.know_connections()
-        sequence = SequencePeers(layout.sp, self._exchange)
+        sequence = sequence_peers(self._layout, group)
         return self._with_memory(self._workload.build_part(self._seed, self._part, sequence=sequence))
-
-    def _exchange(self, x: Tensor) -> Tensor:
-        received = torch.empty_like(x)
-        dist.all_to_all_single(received, x, group=self._replica)
-        return received
 
     def _placed(self, batch: Batch) -> Batch:
         return super()._placed(self._workload.positions_of(batch, self._part))
@@ -61,5 +51,26 @@ class SequenceEngine(ZeroEngine):
         return known.view(self._layout.dp, -1)[self._place.dp], known
 
     def _everyones(self, losses: Tensor) -> Tensor:
-        by_rank = super()._everyones(losses).view(self._layout.dp, self._layout.sp, -1)
-        return by_rank.mean(1).flatten()
+        return losses_of_replicas(super()._everyones(losses), self._layout)
+
+
+def sequence_peers(layout: Layout, group: RankGroup) -> SequencePeers:
+    """Collective: those that this rank shares sequences with; they have the same stage and share of matrices."""
+    for pp, dp, tp in product(range(layout.pp), range(layout.dp), range(layout.tp)):
+        ranks = [layout.rank(Place(pp, dp, tp, sp)) for sp in range(layout.sp)]
+        made = dist.new_group(ranks)
+        if group.rank in ranks:
+            mine = made
+    group.know_connections()
+
+    def exchange(x: Tensor) -> Tensor:
+        received = torch.empty_like(x)
+        dist.all_to_all_single(received, x, group=mine)
+        return received
+
+    return SequencePeers(layout.sp, exchange)
+
+
+def losses_of_replicas(losses: Tensor, layout: Layout) -> Tensor:
+    """Of the ranks' own losses [dp x sp x accumulation], each over its own positions: [dp x accumulation]."""
+    return losses.view(layout.dp, layout.sp, -1).mean(1).flatten()

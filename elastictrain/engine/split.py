@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from elastictrain.config import TrainConfig
 from elastictrain.engine.compiled import compile_blocks, is_compiled
 from elastictrain.engine.group import RankGroup
+from elastictrain.engine.sequence import losses_of_replicas, sequence_peers
 from elastictrain.engine.zero import ZeroEngine
 from elastictrain.engine.zero_state import Piece
 from elastictrain.plan.part import part_of
-from elastictrain.workloads.base import SplitWorkload
+from elastictrain.workloads.base import Batch, SplitWorkload
+from elastictrain.workloads.experts import Exchange
 from elastictrain.workloads.sharing import Peers
 
 
@@ -41,14 +43,26 @@ class SplitEngine(ZeroEngine):
         self._part = part_of(workload.shape, layout, group.rank)
         peers = Peers(layout.tp, self._sum, self._gather) if layout.tp > 1 else None
         self._slabs = workload.slabs(self._part)
-        self._tells = self._part.last and self._part.tp_index == 0
-        module = self._with_memory(workload.build_part(self._seed, self._part, peers))
+        sequence = sequence_peers(layout, group) if layout.sp > 1 else None
+        self._tells = self._part.last and self._part.tp_index == self._part.sp_index == 0
+        share, exchange = 1 / layout.accumulation, self._exchange(group)
+        module = self._with_memory(
+            workload.build_part(self._seed, self._part, peers, exchange, sequence, loss_share=share)
+        )
         if is_compiled(config, layout):
             compile_blocks(workload.blocks(module))
         for name, parameter in module.named_parameters():
             # DeepSpeed's norm counts what is not split once
             parameter.tensor_model_parallel = name in self._slabs  # type: ignore[attr-defined]  # Megatron's
+        self._mark_experts(module)
         return self._placed_on_grid(module, group)
+
+    def _exchange(self, group: RankGroup) -> Exchange | None:
+        """Collective: what takes tokens to the experts of other ranks, if any do."""
+        return None
+
+    def _mark_experts(self, module: nn.Module) -> None:
+        """Show DeepSpeed which parameters are experts of this rank's own, if any are."""
 
     def _placed_on_grid(self, module: nn.Module, group: RankGroup) -> nn.Module:
         """Make the groups; returns what DeepSpeed is given to train."""
@@ -62,7 +76,8 @@ class SplitEngine(ZeroEngine):
     def _topology(self) -> Any:
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-        return PipeModelDataParallelTopology(self._layout.pp, self._layout.tp, self._layout.dp)
+        # ranks that share sequences are data-parallel ones to DeepSpeed: see `sequence`
+        return PipeModelDataParallelTopology(self._layout.pp, self._layout.tp, self._layout.zero_group)
 
     def _initialize(self, config: Mapping[str, Any]) -> Any:
         import deepspeed
@@ -78,26 +93,36 @@ class SplitEngine(ZeroEngine):
     def _is_exported(self, piece: Piece) -> bool:
         return self._part.tp_index == 0 or piece.parameter in self._slabs
 
+    def _placed(self, batch: Batch) -> Batch:
+        shared = self._layout.sp > 1
+        return super()._placed(self._workload.positions_of(batch, self._part) if shared else batch)
+
     def _gathered(self, losses: Tensor) -> Tensor:
-        gathered = losses.new_empty(self._layout.dp * len(losses))
+        gathered = losses.new_empty(self._layout.zero_group * len(losses))
         dist.all_gather_into_tensor(gathered, losses, group=self._grid.get_data_parallel_group())
-        return gathered
+        return losses_of_replicas(gathered, self._layout)
 
     def _everyones(self, losses: Tensor) -> Tensor:
-        known = torch.zeros(self._layout.dp, self._layout.accumulation, device=self._device.torch_device)
-        if self._tells:
-            known[self._place.dp] = losses
+        layout, place = self._layout, self._place
+        known = torch.zeros(layout.dp, layout.sp, layout.accumulation, device=self._device.torch_device)
+        if self._part.last and place.tp == 0:
+            known[place.dp, place.sp] = losses
         dist.all_reduce(known)
-        return known.view(-1)
+        return losses_of_replicas(known, layout)
 
     def _clip_gradients(self, most: float) -> float:
-        parameters = [p for p in self._module.parameters() if p.grad is not None]
-        counted = [p for p in parameters if self._part.tp_index == 0 or p.tensor_model_parallel]  # type: ignore[attr-defined]  # set above
-        squares = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None]).square()
+        parameters = {name: p for name, p in self._module.named_parameters() if p.grad is not None}
+        squares = self._squares(
+            {n: p for n, p in parameters.items() if self._part.tp_index == 0 or p.tensor_model_parallel}  # type: ignore[attr-defined]  # set above
+        )
         dist.all_reduce(squares, group=self._grid.get_model_parallel_group())
         norm = squares.sqrt()
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        nn.utils.clip_grads_with_norm_(parameters.values(), most, norm)
         return float(norm)
+
+    def _squares(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+        """The square of the norm of their gradients, on all ranks that share experts if any do."""
+        return nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None]).square()
 
     def _sum(self, x: Tensor) -> Tensor:
         total = x.detach().to(torch.float32, copy=True).contiguous()

@@ -241,7 +241,8 @@ class ZeroEngine:
                 known = self._everyones(own) if self._must_ask or not updated else own
             if self._loss_scale and not updated and not _is_sound(known, loss_limit):
                 self._loss_scale.restore(scale)
-            return StepResult(tuple(own.tolist()) if self._tells else (), tuple(known.tolist()), grad_norm, updated)
+            told = known.view(self._layout.dp, -1)[self._place.dp] if self._must_ask else own
+            return StepResult(tuple(told.tolist()) if self._tells else (), tuple(known.tolist()), grad_norm, updated)
 
     def tensors(self) -> tuple[LogicalTensor, ...]:
         """See `base.Engine.tensors`."""

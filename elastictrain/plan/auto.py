@@ -28,7 +28,7 @@ from elastictrain.plan.choose import (
     resorts,
     runnable,
     shortage,
-    spaces_of,
+    space_of,
     weigh,
     why,
 )
@@ -239,8 +239,9 @@ class _World:
         fixed["zero_stage"] = (0, 1, 2, 3) if asked.zero_stage is None else (asked.zero_stage,)
         fixed["activation_checkpointing"] = RECOMPUTES if asked.recompute is None else (asked.recompute,)
         pipelines = offload == (asked.offload or "none")
-        spaces = spaces_of(job, self.figures.cluster, self.world_size, offload, pipelines)
-        return runnable(job, self.world_size, [replace(space, micro_batch=self.ladder, **fixed) for space in spaces])
+        space = space_of(job, self.figures.cluster, self.world_size, offload, pipelines)
+        within = max(space.most_tp_sp or 1, (asked.tp or 1) * (asked.sp or 1))  # what is given may leave the node
+        return runnable(job, self.world_size, replace(space, micro_batch=self.ladder, most_tp_sp=within, **fixed))
 
     def _weighed(self, candidates: Iterable[Candidate]) -> tuple[Option, ...]:
         return tuple(weigh(self.job, candidate, self.figures.cluster) for candidate in candidates)

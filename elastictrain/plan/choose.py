@@ -179,10 +179,10 @@ def rank_layouts(
         options, out = _fitting(job, cluster, found, ways)
     else:
         ways = RECOMPUTES
-        options, out = _fitting(job, cluster, _plainest(job, world_size, spaces_of(job, cluster, world_size)), ways)
+        options, out = _fitting(job, cluster, _plainest(job, world_size, space_of(job, cluster, world_size)), ways)
         for kind in resorts(cluster, drive):
             if not options:
-                away = spaces_of(job, cluster, world_size, kind, pipelines=False)
+                away = space_of(job, cluster, world_size, kind, pipelines=False)
                 options, too_large = _fitting(job, cluster, _plainest(job, world_size, away), ways)
                 out += too_large
     if options:
@@ -198,8 +198,8 @@ def rank_layouts(
     raise NothingFits(shortage(job, out, cluster, world_size))
 
 
-def _plainest(job: Job, world_size: int, spaces: Iterable[Choices]) -> Iterable[Candidate]:
-    return runnable(job, world_size, [replace(space, activation_checkpointing=RECOMPUTES[:1]) for space in spaces])
+def _plainest(job: Job, world_size: int, space: Choices) -> Iterable[Candidate]:
+    return runnable(job, world_size, replace(space, activation_checkpointing=RECOMPUTES[:1]))
 
 
 def _fitting(
@@ -226,24 +226,20 @@ def resorts(cluster: Cluster, drive: bool) -> tuple[Offload, ...]:
     return (*to_hosts, "nvme") if drive else to_hosts
 
 
-def spaces_of(
-    job: Job, cluster: Cluster, world_size: int, offload: Offload = "none", pipelines: bool = True
-) -> tuple[Choices, ...]:
+def space_of(job: Job, cluster: Cluster, world_size: int, offload: Offload = "none", pipelines: bool = True) -> Choices:
     """What may be varied to find what the engines run, all of it with this offload.
 
     As a last resort offload is looked at without `pipelines`: ZeRO 3, which goes with the other splits, is leaner.
     """
-    spaces = splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else (Choices(),)
-    common = Choices(offload=(offload,), gradient_dtype=job.gradient_dtype)
-    return tuple(
-        replace(common, pp=space.pp if pipelines else (1,), tp=space.tp, sp=space.sp, ep=space.ep) for space in spaces
-    )
+    space = splits_of(job.shape, world_size, cluster.devices_per_node) if job.splits else Choices()
+    if not pipelines:
+        space = replace(space, pp=(1,))
+    return replace(space, offload=(offload,), gradient_dtype=job.gradient_dtype)
 
 
-def runnable(job: Job, world_size: int, spaces: Iterable[Choices]) -> Iterable[Candidate]:
-    """What the engines run in these spaces, each once."""
-    found = (c for space in spaces for c in enumerate_layouts(job.shape, world_size, job.global_batch, space))
-    return dict.fromkeys(candidate for candidate in found if job.runs(candidate))
+def runnable(job: Job, world_size: int, space: Choices) -> Iterable[Candidate]:
+    """What the engines run in this space, each once."""
+    return filter(job.runs, enumerate_layouts(job.shape, world_size, job.global_batch, space))
 
 
 def world_sizes(job: Job, cluster: Cluster, sizes: Iterable[int], drive: bool = False) -> dict[int, Option | None]:

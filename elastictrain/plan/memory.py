@@ -138,5 +138,6 @@ def _state(
     )
     if not stage.experts:
         return state
-    experts = state_bytes(stage.experts, dtype, zero_stage, max(1, zero_group // ep), offload=offload)
+    sharing = max(1, zero_group // ep)
+    experts = state_bytes(stage.experts, dtype, zero_stage, sharing, pipeline=pipeline, offload=offload)
     return StateBytes(*(getattr(state, f.name) + getattr(experts, f.name) for f in fields(StateBytes)))

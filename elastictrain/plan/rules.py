@@ -63,9 +63,9 @@ def refusal(
         )
     if problem := _refuses_offload(offload, zero_stage, ep):
         return problem
-    if problem := _refuses_sequences(sp, pp * tp, num_experts, num_heads, seq_len, kind):
+    if problem := _refuses_sequences(sp, tp, num_experts, num_heads, seq_len, kind):
         return problem
-    if problem := _refuses_experts(dtype, zero_stage, pp, tp, ep, num_experts):
+    if problem := _refuses_experts(dtype, zero_stage, ep, num_experts):
         return problem
     if num_kv_heads % tp:
         return (
@@ -80,12 +80,7 @@ def refusal(
     return None
 
 
-def _refuses_experts(dtype: str, zero_stage: int, pp: int, tp: int, ep: int, num_experts: int) -> str | None:
-    if num_experts > 1 and pp * tp > 1:
-        return (
-            f"parallel.pp {pp} and parallel.tp {tp} are not run with model.num_experts {num_experts}: set both to 1, "
-            "and parallel.ep to share the experts out"
-        )
+def _refuses_experts(dtype: str, zero_stage: int, ep: int, num_experts: int) -> str | None:
     if ep > 1 and num_experts == 1:
         return (
             f"parallel.ep {ep} workers have no experts to share: set model.num_experts to a multiple of it, or "
@@ -125,7 +120,7 @@ def _refuses_offload(offload: Offload, zero_stage: int, ep: int) -> str | None:
     return None
 
 
-def _refuses_sequences(sp: int, split: int, num_experts: int, num_heads: int, seq_len: int, kind: str) -> str | None:
+def _refuses_sequences(sp: int, tp: int, num_experts: int, num_heads: int, seq_len: int, kind: str) -> str | None:
     if sp == 1:
         return None
     if kind != SPLIT_KIND:
@@ -133,19 +128,22 @@ def _refuses_sequences(sp: int, split: int, num_experts: int, num_heads: int, se
             f"parallel.sp {sp} can't split sequences of model.kind {kind}, only those of this project's transformer: "
             "set parallel.sp to 1, and train.activation_checkpointing where memory is short"
         )
-    if split > 1 or num_experts > 1:
+    if num_experts > 1:
         return (
-            f"parallel.sp {sp} has not been tried with parallel.pp, parallel.tp or model.num_experts: set parallel.sp "
-            "to 1, or leave those out"
+            f"parallel.sp {sp} does not go with model.num_experts {num_experts}: which tokens find room with an expert "
+            "would depend on who has which positions; set parallel.sp to 1, and parallel.tp or parallel.pp instead"
         )
     if seq_len % sp:
         return (
             f"parallel.sp {sp} workers can't share sequences of data.seq_len {seq_len} evenly: {seq_len} / {sp} = "
             f"{seq_len / sp:g}; set parallel.sp to a divisor of data.seq_len"
         )
-    if num_heads % sp:
+    if num_heads % (tp * sp):
+        each = f"{num_heads} attention heads"
+        if tp > 1:
+            each = f"the {num_heads // tp} of {each} that parallel.tp {tp} leaves a worker"
         return (
-            f"parallel.sp {sp} workers can't share {num_heads} attention heads evenly, as they do within attention: "
-            "set parallel.sp to a divisor of model.num_heads"
+            f"parallel.sp {sp} workers can't share {each} evenly, as they do within attention: set parallel.sp to a "
+            f"divisor of {num_heads // tp}"
         )
     return None

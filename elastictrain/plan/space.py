@@ -11,7 +11,7 @@ project's engines do not do yet is enumerated too: `choose.Job.runs` tells.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elastictrain.plan.layout import RECOMPUTED, GradientDtype, Layout, Offload, Recompute
@@ -120,17 +120,18 @@ class Choices:
     """Most ranks of tensor and sequence parallelism together; None means any number."""
 
 
-def splits_of(shape: ModelShape, world_size: int, devices_per_node: int) -> tuple[Choices, ...]:
-    """The ways to deal one model out, to be looked at one after the other, since no engine runs two of them at once.
+def splits_of(shape: ModelShape, world_size: int, devices_per_node: int) -> Choices:
+    """The ways to deal one model out that the engines run.
 
-    Its experts to replicas; or its layers to stages and its matrices to the workers of a node; or its sequences to
-    the workers of a node.
+    Its layers go to stages and its matrices to the workers of a node; besides its experts to replicas, or, where it has
+    none, its sequences to the workers of a node.
     """
     by = divisors(world_size)
-    if shape.num_experts > 1:
-        return (Choices(ep=[d for d in by if shape.num_experts % d == 0]),)
     within_node = [d for d in by if d <= devices_per_node]
-    return Choices(pp=[d for d in by if d <= shape.num_layers], tp=within_node), Choices(sp=within_node[1:])
+    split = Choices(pp=[d for d in by if d <= shape.num_layers], tp=within_node, most_tp_sp=devices_per_node)
+    if shape.num_experts > 1:
+        return replace(split, ep=[d for d in by if shape.num_experts % d == 0])
+    return replace(split, sp=within_node)
 
 
 def everything(shape: ModelShape, world_size: int, devices_per_node: int, nvme: bool = False) -> Choices:

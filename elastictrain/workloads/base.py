@@ -89,11 +89,13 @@ class SplitWorkload(RepeatingWorkload, Protocol):
         peers: Peers | None = None,
         exchange: Exchange | None = None,
         sequence: SequencePeers | None = None,
+        loss_share: float = 1.0,
     ) -> nn.Module:
         """As `build`, a part: the same bits under the same names. Without a seed as `outline`.
 
         `peers` add up what `part.tp` ranks share; `exchange` takes tokens to the `part.ep` ranks that share experts;
-        `sequence` are the `part.sp` ranks that share each sequence.
+        `sequence` are the `part.sp` ranks that share each sequence. `loss_share` is what a micro-batch's loss counts in
+        its replica's, for a part that adds to the gradient without seeing the loss.
         """
         ...
 

@@ -14,11 +14,14 @@ All of it is computed over one micro-batch of one rank, so that it depends on no
 takes whatever comes. Deterministic: what is added up are at most two vectors a token, in a fixed order.
 
 With expert parallelism a rank holds some of the experts, and `Exchange` takes the tokens to them and back: all experts'
-places travel, used or not, so the sizes are the same in every step.
+places travel, used or not, so the sizes are the same in every step. With tensor parallelism it holds its share of each
+expert's matrices: the tp ranks route the same tokens alike, and the sum of their terms is made once, over the tokens,
+as for a dense MLP. In a pipeline a stage adds the balance loss of its own routers to its own gradient (`Balancing`).
 
 Cost: capacity_factor x experts_per_token times that of one SwiGLU of the same width, whatever the number of experts;
-with expert parallelism two all-to-alls of capacity_factor x experts_per_token x [batch, seq, hidden] in each pass. In
-evaluation every expert has the room of the busiest.
+with expert parallelism two all-to-alls of capacity_factor x experts_per_token x [batch, seq, hidden] in each pass; with
+tensor parallelism what a dense MLP costs, one sum of [batch, seq, hidden] in each pass. In evaluation every expert has
+the room of the busiest.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elastictrain.config import ModelSection
-from elastictrain.workloads.sharing import trade
+from elastictrain.workloads.sharing import Peers, enter, leave, trade
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,21 @@ class Exchange:
 
     Done twice it undoes itself, so it is its own gradient.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Balancing:
+    """What a part of the model that does not see the loss does with what its routers tell."""
+
+    weight: float
+    """Of the balance loss of one micro-batch in the gradient of a step."""
+    tell: Callable[[Tensor], None]
+    """Is given what each router told, [blocks, 3], detached."""
+
+    def attach(self, hidden: Tensor, told: Tensor) -> Tensor:
+        """The same vectors; their backward pass begins the balance loss's too."""
+        self.tell(told.detach())
+        return cast(Tensor, _Attached.apply(hidden, told[:, 0].sum(), self.weight))  # type: ignore[no-untyped-call]  # torch's
 
 
 class Routing(NamedTuple):
@@ -86,7 +104,8 @@ def route(probabilities: Tensor, num_choices: int, capacity_factor: float | None
 class MixtureOfExperts(nn.Module):
     """Takes and gives [batch, seq, hidden]; besides gives what `Routing.told` is of its router.
 
-    `experts` are those that this rank holds, by their number among all.
+    `experts` are those that this rank holds, by their number among all; where `peers` share each of them, their outputs
+    are terms of the sum.
     """
 
     def __init__(
@@ -95,9 +114,10 @@ class MixtureOfExperts(nn.Module):
         experts: Mapping[int, nn.Module],
         model: ModelSection,
         exchange: Exchange | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__()
-        self.router = router
+        self.router, self.peers = router, peers
         self.experts = nn.ModuleDict({str(number): expert for number, expert in experts.items()})
         self.num_experts, self.experts_per_token = router.weight.shape[0], model.experts_per_token
         self.capacity_factor, self.exchange = model.capacity_factor, exchange
@@ -107,15 +127,17 @@ class MixtureOfExperts(nn.Module):
         tokens = hidden.flatten(0, 1)
         factor = self.capacity_factor if self.training else None
         routing = route(self.router(tokens), self.experts_per_token, factor)
+        # the router is the same on all peers, and reads what they all have; what follows gives each a term of the sum
+        tokens, mixing = enter(tokens, self.peers), enter(routing.weights, self.peers)
         room = tokens.new_zeros(self.num_experts * routing.capacity + 1, tokens.shape[-1])
         for slots in routing.slots:  # unlike index_add, copies to places of their own give the same bits every time
             room = room.index_copy(0, slots, tokens)
         done = self._through_experts(room[:-1].view(self.num_experts, routing.capacity, -1)).flatten(0, 1)
         done = torch.cat((done, done.new_zeros(1, done.shape[-1])))
         mixed = torch.zeros_like(tokens)
-        for slots, weights in zip(routing.slots, routing.weights, strict=True):
+        for slots, weights in zip(routing.slots, mixing, strict=True):
             mixed = mixed + weights.unsqueeze(-1).to(done.dtype) * done.index_select(0, slots)
-        return mixed.view_as(hidden), routing.told
+        return leave(mixed, self.peers).view_as(hidden), routing.told
 
     def _through_experts(self, room: Tensor) -> Tensor:
         """[experts, capacity, hidden] of all experts, each through its own."""
@@ -143,6 +165,17 @@ class Router(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Of these vectors [tokens, hidden]."""
         return F.linear(tokens.float(), self.weight.float()).softmax(-1)
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor, weight: float) -> Tensor:
+        ctx.weight, ctx.dtype = weight, loss.dtype
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], gradients[0].new_tensor(ctx.weight, dtype=ctx.dtype), None
 
 
 def is_expert(name: str) -> bool:

@@ -16,7 +16,7 @@ from elastictrain.planning import STREAMED, job_of
 from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
-from elastictrain.workloads.experts import Exchange, is_expert
+from elastictrain.workloads.experts import Balancing, Exchange, is_expert
 from elastictrain.workloads.outlined import with_memory
 from elastictrain.workloads.sharing import Peers, SequencePeers
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
@@ -44,10 +44,13 @@ class LanguageModel(CausalLanguageModel):
         peers: Peers | None = None,
         exchange: Exchange | None = None,
         sequence: SequencePeers | None = None,
+        loss_share: float = 1.0,
     ) -> nn.Module:
         """See `base.SplitWorkload.build_part`; None is the whole."""
+        sees_loss = part is None or (part.first and part.last)
+        balancing = None if sees_loss else Balancing(self.config.model.load_balance * loss_share, self._gauge)
         # on meta first: the layers' own initialisation would cost time and draw from the global generator
-        module = self._on_meta(part, peers, exchange, sequence)
+        module = self._on_meta(part, peers, exchange, sequence, balancing)
         if seed is None:
             return module
         with_memory(module, torch.float32, torch.device("cpu"))
@@ -59,12 +62,13 @@ class LanguageModel(CausalLanguageModel):
         loss, told = self._scored(module, batch)
         if told is None:
             return loss
-        self._gauged, self._num_gauged = (
-            self._gauged.to(told.device) + told[:, 1:].mean(0).detach(),
-            self._num_gauged + 1,
-        )
+        self._gauge(told.detach())
         balance = self.config.model.load_balance * told[:, 0].sum()
         return loss + (balance - balance.detach())
+
+    def _gauge(self, told: Tensor) -> None:
+        self._gauged = self._gauged.to(told.device) + told[:, 1:].mean(0)
+        self._num_gauged += 1
 
     def _scored(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The mean cross-entropy, and what routers tell if there are any."""
@@ -137,7 +141,9 @@ class LanguageModel(CausalLanguageModel):
         peers: Peers | None = None,
         exchange: Exchange | None = None,
         sequence: SequencePeers | None = None,
+        balancing: Balancing | None = None,
     ) -> Transformer:
         recompute = self.config.train.activation_checkpointing or "none"
         with torch.device("meta"):
-            return Transformer(self.config.model, self.vocab_size, recompute, part, peers, exchange, sequence)
+            model = self.config.model
+            return Transformer(model, self.vocab_size, recompute, part, peers, exchange, sequence, balancing)

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from elastictrain.config import ModelSection
 from elastictrain.plan.layout import Recompute
 from elastictrain.plan.part import Part
-from elastictrain.workloads.experts import Exchange, MixtureOfExperts, Router
+from elastictrain.workloads.experts import Balancing, Exchange, MixtureOfExperts, Router
 from elastictrain.workloads.head_loss import streamed_cross_entropy
 from elastictrain.workloads.seeding import seed_draws
 from elastictrain.workloads.selective import cheap, selectively
@@ -57,10 +57,11 @@ class Transformer(nn.Module):
         peers: Peers | None = None,
         exchange: Exchange | None = None,
         sequence: SequencePeers | None = None,
+        balancing: Balancing | None = None,
     ) -> None:
         super().__init__()
         part = part or Part(range(model.num_layers), first=True, last=True)
-        self.part, self.peers = part, peers
+        self.part, self.peers, self.balancing = part, peers, balancing
         self.recompute = recompute
         self.draws = model.dropout > 0
         self.head_dim = model.hidden_size // model.num_heads
@@ -96,6 +97,8 @@ class Transformer(nn.Module):
             else:
                 hidden, *routing = block(hidden, rotation)
             told += routing
+        if told and self.balancing is not None:
+            hidden = self.balancing.attach(hidden, torch.stack(told))
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden)
@@ -133,8 +136,8 @@ class Block(nn.Module):
         if model.num_experts is None:
             self.mlp = SwiGLU(model, part, peers)
         else:
-            held = {number: SwiGLU(model, part, peers) for number in part.experts(model.num_experts)}
-            self.mlp = MixtureOfExperts(Router(model.hidden_size, model.num_experts), held, model, exchange)
+            held = {number: SwiGLU(model, part, None) for number in part.experts(model.num_experts)}
+            self.mlp = MixtureOfExperts(Router(model.hidden_size, model.num_experts), held, model, exchange, peers)
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, ...]:
@@ -163,7 +166,7 @@ class Attention(nn.Module):
         self.head_dim = model.hidden_size // model.num_heads
         num_kv_heads = model.num_kv_heads or model.num_heads
         self.grouped = num_kv_heads != model.num_heads
-        self.copies = part.sp // math.gcd(part.sp, num_kv_heads)
+        self.copies = part.sp // math.gcd(part.sp, len(part.share(num_kv_heads)))
         of_queries = len(part.share(model.num_heads)) * self.head_dim
         of_keys = len(part.share(num_kv_heads)) * self.head_dim
         self.query = nn.Linear(model.hidden_size, of_queries, bias=False)
@@ -187,7 +190,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)); without `peers` its part's share of it, a term of the sum."""
 
     def __init__(self, model: ModelSection, part: Part, peers: Peers | None) -> None:
         super().__init__()

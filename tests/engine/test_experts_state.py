@@ -28,13 +28,23 @@ JOURNEY = (
     (0, {"ep": 4}, 4),
     (2, {}, 2),
     (1, {"ep": 2}, 4),
+    (1, {"pp": 2}, 4),
+    (0, {"pp": 2, "ep": 2}, 4),
+    (2, {"tp": 2, "ep": 2}, 4),
+    (1, {"pp": 2, "ep": 2}, 4),
+    (0, {"tp": 2}, 2),
+    (1, {"pp": 2, "tp": 2}, 4),
+    (0, {"tp": 2, "ep": 2}, 4),
+    (3, {"tp": 2}, 4),
+    (1, {"tp": 2, "ep": 2}, 4),
+    (1, {"ep": 2}, 2),
 )
 """(ZeRO stage, degrees, world size) of generations, one step each."""
 STEPS = range(1, len(JOURNEY) + 1)
 
 
 def config_of(stage: int, degrees: dict[str, int], dtype: str, per_token: int, **more: Any) -> TrainConfig:
-    if dtype == "bf16" and "ep" in degrees:
+    if dtype == "bf16" and degrees.keys() & {"ep", "tp"}:
         stage = max(stage, 1)  # DeepSpeed's norm at stage 0 would be wrong
     experts = {"num_experts": 4, "experts_per_token": per_token, "intermediate_size": 96, "load_balance": 0.1}
     return train_config(stage, dtype, degrees=degrees, model=experts, global_batch=8, **more)
@@ -64,7 +74,7 @@ def alone(me: Rank, dtype: str, per_token: int) -> Losses:
     return found
 
 
-@pytest.mark.parametrize(("dtype", "per_token", "tolerance"), [("fp32", 1, 5e-6), ("fp32", 2, 5e-6), ("bf16", 2, 5e-3)])
+@pytest.mark.parametrize(("dtype", "per_token", "tolerance"), [("fp32", 1, 5e-6), ("fp32", 2, 5e-6), ("bf16", 2, 1e-2)])
 def test_shared_experts_learn_as_the_plain_model_does(
     tmp_path: Path, dtype: str, per_token: int, tolerance: float
 ) -> None:

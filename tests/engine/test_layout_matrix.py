@@ -45,7 +45,8 @@ class Stop:
     def config(self) -> TrainConfig:
         layout = self.layout
         if layout in LAYOUTS_OF_EXPERTS:
-            return train_config(layout.zero_stage, self.dtype, degrees={"ep": layout.ep}, global_batch=8)
+            degrees = {"pp": layout.pp, "tp": layout.tp, "ep": layout.ep}
+            return train_config(layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, global_batch=8)
         degrees = {"pp": layout.pp, "tp": layout.tp, "sp": layout.sp}
         return train_config(
             layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, offload=layout.offload
@@ -54,17 +55,16 @@ class Stop:
 
 LAYOUTS = [
     Layout(dp, stage, 2, 6 // dp, pp, tp, sp)
-    for pp, tp, sp in [*product((1, 2, 4), (1, 2), (1,)), (1, 1, 2), (1, 1, 4)]
+    for pp, tp, sp in [*product((1, 2, 4), (1, 2), (1, 2)), (1, 1, 4)]
     for dp in (1, 2, 3)
     for stage in (range(4) if pp == 1 else range(2))
     if pp * tp * sp * dp <= NUM_RANKS
 ]
 LAYOUTS_OF_EXPERTS = [
-    Layout(dp, stage, 2, 4 // dp, ep=ep)
-    for dp in (1, 2, 4)
-    for ep in (1, 2, 4)
-    for stage in (range(4) if ep == 1 else range(3))
-    if dp % ep == 0
+    Layout(dp, stage, 2, 4 // dp, pp, tp, ep=ep)
+    for pp, tp, dp, ep in product((1, 2, 4), (1, 2), (1, 2, 4), (1, 2, 4))
+    for stage in (range(2) if pp > 1 else range(3) if ep > 1 else range(4))
+    if dp % ep == 0 and pp * tp * dp <= NUM_RANKS
 ]
 
 

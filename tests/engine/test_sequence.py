@@ -30,6 +30,12 @@ JOURNEY = (
     (0, {"sp": 4}, 4),
     (1, {"pp": 2, "tp": 2}, 4),
     (2, {"sp": 2}, 4),
+    (1, {"sp": 2, "tp": 2}, 4),
+    (0, {"sp": 2, "pp": 2}, 4),
+    (3, {"sp": 2, "tp": 2}, 4),
+    (1, {"sp": 2, "pp": 2}, 4),
+    (0, {"sp": 2, "tp": 2}, 4),
+    (1, {"sp": 2}, 2),
 )
 """(ZeRO stage, degrees, world size) of generations, one step each."""
 
@@ -65,36 +71,37 @@ def test_the_losses_are_those_of_whole_sequences(tmp_path: Path, num_kv_heads: i
         assert value == pytest.approx(expected[step, index], abs=bound), f"{JOURNEY[step - 1]}, micro-batch {index}"
 
 
-def disturbed(me: Rank) -> tuple[list[Losses], list[bool]]:
+def disturbed(me: Rank, degrees: dict[str, int]) -> tuple[list[Losses], list[bool]]:
     """The same steps with dropout twice; and whether two steps more are refused for their loss."""
     runs, refused = [], []
-    config = config_of(2, {"sp": 2}, 2, dropout=0.1)
+    config = config_of(1, degrees, 2, dropout=0.1)
     for generation in range(2):
         group = me.group(generation, range(4))
         group.form()
         engine = build_engine(workload(config), config, config.layout(4), group)
         runs.append(train(engine, config, me.index, 4, range(1, 4)))
         if generation:
-            replica = config.layout(4).place(me.index).dp
-            batches = [micro_batch(9, 3 * replica + j) for j in range(3)]
+            layout = config.layout(4)
+            place, each = layout.place(me.index), layout.accumulation
+            batches = [micro_batch(9, each * place.dp + j) for j in range(each)]
+            tells = place.sp == place.tp == 0 and place.pp == layout.pp - 1
             for limit in (0.5, 100.0):
                 result = engine.train_step(
                     batches, learning_rate=1e-2, loss_limit=limit, before_update=ignore, on_phase=ignore
                 )
                 refused.append(not result.updated)
                 assert len(result.known_losses) == 6
-                if me.index % 2 == 0:
-                    assert result.losses == result.known_losses[3 * replica : 3 * replica + 3]
-                else:
-                    assert result.losses == ()
+                told = result.known_losses[each * place.dp : each * (place.dp + 1)]
+                assert result.losses == (told if tells else ())
         engine.close()
         group.close()
         me.meet()
     return runs, refused
 
 
-def test_dropout_is_the_same_every_time_and_a_high_loss_is_seen_by_all() -> None:
-    for (first, second), refused in run_team(4, disturbed):
+@pytest.mark.parametrize("degrees", [{"sp": 2}, {"sp": 2, "tp": 2}, {"sp": 2, "pp": 2}], ids=str)
+def test_dropout_is_the_same_every_time_and_a_high_loss_is_seen_by_all(degrees: dict[str, int]) -> None:
+    for (first, second), refused in run_team(4, disturbed, degrees):
         assert first == second
         assert refused == [True, False]
 
@@ -109,9 +116,10 @@ def test_dropout_differs_between_shares_of_a_sequence() -> None:
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [
+        ({"parallel": {"sp": 2}, "model": {"num_experts": 4}}, "parallel.sp 2 does not go with model.num_experts 4"),
         (
-            {"parallel": {"sp": 2, "tp": 2}},
-            "parallel.sp 2 has not been tried with parallel.pp, parallel.tp or model.num_ex",
+            {"parallel": {"sp": 2, "tp": 4}, "model": {"num_heads": 4}},
+            "parallel.sp 2 workers can't share the 1 of 4 attention heads that parallel.tp 4 leaves a worker evenly",
         ),
         ({"parallel": {"sp": 3}, "model": {"num_heads": 4}}, "parallel.sp 3 workers can't share sequences of data.seq"),
         ({"parallel": {"sp": 8}, "model": {"num_heads": 4}}, "parallel.sp 8 workers can't share 4 attention heads"),

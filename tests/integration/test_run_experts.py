@@ -73,7 +73,8 @@ def just_enough() -> int:
 
 def test_experts_are_shared_out_while_workers_are_missing(product: Product, whole: Report) -> None:
     """Of four workers one is killed: two go on, each with half of the experts."""
-    little = (f"cluster.device_memory={just_enough()}", "train.activation_checkpointing=false", "parallel.zero_stage=1")
+    little = (f"cluster.device_memory={just_enough()}", "train.activation_checkpointing=false")
+    little = (*little, "parallel={zero_stage: 1, pp: 1, tp: 1}")
     four_or_two = ("elastic.max_workers=4", "elastic.replace_timeout_s=0.1")
     running = product.begin("missing", *EXPERTS, *little, *four_or_two, "train.steps=100000")
     status = running.until("four", lambda: (s := running.status()) and len(s.workers) == 4 and s.step >= 20 and s)

@@ -93,7 +93,7 @@ def test_on_cpus_offload_makes_no_room() -> None:
 
 def test_experts_are_shared_out_where_a_worker_can_not_hold_all() -> None:
     shape = ModelShape(2, 64, 4, 4, 1024, 512, 32, num_experts=8, experts_per_token=2)
-    job, asked = Job(shape, "fp32", 8), Asked(8, 4, zero_stage=1)
+    job, asked = Job(shape, "fp32", 8), Asked(8, 4, zero_stage=1, pp=1, tp=1)
     roomy = cpus(64e9)
     leanest = min(
         weigh(job, Candidate(4, 1, 2, 1, ep=4, activation_checkpointing=again), roomy.cluster).memory.device_bytes

@@ -171,7 +171,7 @@ CASES = (
     Case("experts", "fp32", 0, 2, 4, tp=2),
     Case("wide", "fp32", 1, 2, 4, sp=2),
     Case("wide", "bf16", 2, 2, 8, sp=2),
-    Case("wide", "fp32", 1, 4, 4, tp=2, sp=2),
+    Case("deep", "fp32", 1, 4, 4, tp=2, sp=2),
     Case("wide", "bf16", 1, 4, 4, 4, pp=2, sp=2),
 )
 

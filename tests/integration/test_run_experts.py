@@ -65,6 +65,23 @@ def test_a_worker_that_holds_experts_is_killed(product: Product, whole: Report) 
     assert all(0 <= m.value < 0.5 for m in dropped)
 
 
+def test_a_worker_of_a_pipeline_whose_stages_share_experts_is_killed(product: Product, whole: Report) -> None:
+    """Four workers, two stages, half of the experts on each: every worker has what no other has."""
+    split = ("parallel={layout: manual, pp: 2, ep: 2}", "elastic={min_workers: 4, max_workers: 4}", "train.steps=24")
+    ended = product.train("stages", *EXPERTS, *split, f"faults={json.dumps([KILL])}")
+    assert ended.code == 0, ended.err
+    report = product.report("stages")
+    assert report["status"] == "complete"
+    assert_near(report, whole)
+    [failure] = report["failures"]
+    assert failure["continuation"] == "bit_exact"
+    assert failure["lost_steps"] <= 1
+    assert {generation["layout"]["pp"] * generation["layout"]["ep"] for generation in report["generations"]} == {4}
+    for name in ("busiest_expert", "dropped_tokens"):
+        [told, plain] = [[value for _, value in found["gauges"][name]] for found in (report, whole)]
+        assert told == pytest.approx(plain, abs=1e-3)
+
+
 def just_enough() -> int:
     """Bytes with which two workers can train if they share the experts, and four if they don't."""
     shape = job_of(TrainConfig.from_dict({**TINY, "model": MODEL})).shape

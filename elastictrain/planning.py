@@ -68,7 +68,7 @@ def plans_of(config: TrainConfig, figures: Figures, vocab_size: int, low: int | 
     except ConfigError as error:
         return as_asked(asked, low, high, f"nothing else can be weighed: {error}")
     if job.splits:  # the tokenizer decides the size of this project's own
-        job = replace(job, shape=replace(job.shape, vocab_size=vocab_size))
+        job = replace(job, shape=replace(job.shape, vocab_size=config.model.vocab_size or vocab_size))
     return planned(job, figures, asked, low, high)
 
 
@@ -102,7 +102,7 @@ def _shape_of_transformer(config: TrainConfig) -> ModelShape:
         num_kv_heads=model.num_kv_heads or model.num_heads,
         # as workloads.transformer.SwiGLU has it
         intermediate_size=model.intermediate_size or math.ceil(model.hidden_size * 8 / 3 / 32) * 32,
-        vocab_size=config.data.vocab_size,
+        vocab_size=model.vocab_size or config.data.vocab_size,
         seq_len=config.data.seq_len,
         tie_embeddings=model.tie_embeddings,
         dropout=model.dropout > 0,

@@ -172,7 +172,7 @@ class ElasticTrainer:
         store = checkpoints_of(config)
         live.publish(None, None, {}, force=True)
         data_folder, vocab_size = self._prepare(emit)
-        if config.model.kind != "transformer":
+        if config.model.kind != "transformer" or config.model.path is not None:
             build_workload(config, vocab_size)  # what is wrong with the user's model is told before a worker starts
         live.status = "starting"
         branch(config, store, self._told.events(), emit)

@@ -7,7 +7,7 @@ schema (`elastictrain schema`). No torch, ray or deepspeed: loading a config cos
 
 from elastictrain.config.changes import FREE_TO_CHANGE, blocking_changes, flatten
 from elastictrain.config.fault import Fault, FaultKind, FaultPhase, FaultTarget
-from elastictrain.config.learning import BadStepAction, DataSection, ModelSection, TrainSection
+from elastictrain.config.learning import BadStepAction, DataSection, ModelSection, RopeScaling, TrainSection
 from elastictrain.config.running import (
     BudgetSection,
     CheckpointSection,
@@ -34,6 +34,7 @@ __all__ = [
     "FaultTarget",
     "ModelSection",
     "ParallelSection",
+    "RopeScaling",
     "RunSection",
     "SnapshotSection",
     "TrackingSection",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from elastictrain.config.model_folder import with_folder
 from elastictrain.config.section import Section
 from elastictrain.plan.layout import RECOMPUTE_OF, Recompute
 
@@ -78,6 +79,27 @@ class TrainSection(Section):
     """Text that the sample continues."""
 
 
+class RopeScaling(Section):
+    """Slower rotations for pairs that turn seldom within the texts that were trained on first (Llama 3.1)."""
+
+    factor: float = Field(gt=0)
+    """How many times slower pairs turn at most."""
+    low_turns: float = Field(gt=0)
+    """Pairs that make fewer turns are slowed by all of `factor`."""
+    high_turns: float = Field(gt=0)
+    """Pairs that make more turns are left alone; in between it goes over evenly."""
+    trained_positions: int = Field(ge=1)
+    """Of the texts in which turns are counted."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RopeScaling:
+        if self.low_turns >= self.high_turns:
+            raise ValueError(
+                f"model.rope_scaling.low_turns {self.low_turns:g} must be less than high_turns {self.high_turns:g}"
+            )
+        return self
+
+
 class ModelSection(Section):
     """The model."""
 
@@ -85,7 +107,8 @@ class ModelSection(Section):
     """`transformer`: this project's decoder. `huggingface`: a causal model of `transformers`, from `model.path`. `own`:
     what `model.workload` names."""
     path: str | None = None
-    """Local folder with a Hugging Face config.json (kind huggingface)."""
+    """Local folder with a Hugging Face config.json and safetensors to start from, the same on every node. With kind
+    transformer a Llama, Mistral or Mixtral, whose sizes it decides, and which can be split (docs/models.md)."""
     workload: str | None = Field(default=None, pattern=NAMED)
     """Code of yours (kind own): `path/to/file.py:NAME`, at the same path on every node, or `package.module:NAME`. NAME
     is called with the config and gives a Workload (docs/own-model.md)."""
@@ -114,8 +137,19 @@ class ModelSection(Section):
     """Use the embedding as the output head."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """Base of the rotary embedding."""
+    rope_scaling: RopeScaling | None = None
+    """How the rotary embedding was stretched to longer texts, as Llama 3.1 has it; None for not at all."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Epsilon of RMSNorm."""
+    vocab_size: int | None = Field(default=None, ge=2)
+    """Rows of the embedding and the head; None means as many as the tokenizer has tokens."""
+    max_positions: int | None = Field(default=None, ge=8)
+    """The longest text that the model is for, which an export tells; None means data.seq_len."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_folder(cls, data: Any) -> Any:
+        return with_folder(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _heads(self) -> ModelSection:

@@ -51,6 +51,11 @@ class TrainConfig(Section):
                 f"data.samples {self.data.samples} needs model.kind own, not {model.kind}, which learns text: leave "
                 "data.samples out, or set model.kind and model.workload"
             )
+        if model.max_positions is not None and self.data.seq_len > model.max_positions:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} exceeds model.max_positions {model.max_positions}: lower "
+                f"data.seq_len to at most {model.max_positions}"
+            )
         if self.train.compile and model.kind == "own":
             raise ValueError(
                 "train.compile true is not for model.kind own: leave it out; a model of your own can call "

@@ -120,7 +120,7 @@ def given_tokenizer(config: TrainConfig) -> Tokenizer | None:
     Raises ConfigError when it is not there, or can't serve.
     """
     named, path = config.data.tokenizer, Path(config.data.tokenizer or config.model.path or "")
-    if named is None and config.model.kind != "huggingface":
+    if named is None and (config.model.path is None or config.model.kind == "own"):
         return None
     file = path / TOKENIZER_NAME if path.is_dir() else path
     if named is None and not file.is_file():

@@ -25,10 +25,10 @@ from elastictrain.checkpoint.store import CheckpointStore, StoredCheckpoint
 from elastictrain.config import TrainConfig
 from elastictrain.data.tokenizer import Tokenizer, given_tokenizer
 from elastictrain.errors import CheckpointError, ConfigError
-from elastictrain.export.llama import llama_config, llama_names
 from elastictrain.state.manifest import Manifest
 from elastictrain.state.source import StateSource
 from elastictrain.state.tensors import BYTES_PER_ELEMENT, Fragment, LogicalTensor
+from elastictrain.workloads.llama import llama_config, llama_names
 
 FILE_BYTES = 2 << 30
 """Of one safetensors file, unless a single weight is larger."""
@@ -80,6 +80,8 @@ def export(
             _write_their_model(config, source, tokenizer, folder)
         else:
             _write_llama(config, source, manifest, tokenizer, folder, file_bytes)
+            if config.model.path is not None:
+                _copy_what_is_theirs(config, tokenizer, folder)
         _open_to_readers(folder)
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(manifest.run, manifest.step, to, sum(t.numel for t in _parameters(manifest)), num_bytes)
@@ -147,7 +149,12 @@ def _write_their_model(config: TrainConfig, source: StateSource, tokenizer: Toke
     targets = {f"{_PARAMETER}{name}": p.detach().view(-1).numpy() for name, p in module.named_parameters()}
     source.fill([(Fragment(name, 0, len(array)), array.data) for name, array in targets.items()])
     module.eval().save_pretrained(folder)
-    theirs = Path(str(config.model.path))
+    _copy_what_is_theirs(config, tokenizer, folder)
+
+
+def _copy_what_is_theirs(config: TrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """What the folder that the run began with has beside its model."""
+    theirs = Path(str(config.model.path)).expanduser()
     names = ["generation_config.json"]
     if (found := given_tokenizer(config)) and found.sha256() == tokenizer.sha256() and config.data.tokenizer is None:
         names += ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]

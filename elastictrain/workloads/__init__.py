@@ -27,8 +27,8 @@ def check_model_folder(config: TrainConfig) -> None:
     """
     check_named("model.workload", config.model.workload)
     check_named("data.samples", config.data.samples)
-    if config.model.kind == "huggingface":
-        folder = Path(str(config.model.path))
+    if config.model.path is not None and config.model.kind != "own":
+        folder = Path(config.model.path).expanduser()
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.path {folder} has no config.json; it must be a local Hugging Face folder")
 
@@ -67,5 +67,6 @@ def build_workload(config: TrainConfig, vocab_size: int, most_layers: int | None
 
 
 def _with_layers(config: TrainConfig, most: int) -> TrainConfig:
-    model = config.model.model_copy(update={"num_layers": min(most, config.model.num_layers)})
+    fewer = {"num_layers": min(most, config.model.num_layers), "path": None}
+    model = config.model.model_copy(update=fewer)
     return config.model_copy(update={"model": model})

@@ -1,15 +1,17 @@
-"""This project's own language model: the transformer of `model.*`, built from a seed alone."""
+"""This project's own language model: the transformer of `model.*`, built from a seed or from a folder's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from elastictrain.config import TrainConfig
+from elastictrain.errors import ConfigError
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.part import Part
 from elastictrain.planning import STREAMED, job_of
@@ -17,8 +19,10 @@ from elastictrain.state.slab import Slab
 from elastictrain.workloads.base import Batch
 from elastictrain.workloads.causal import CausalLanguageModel, next_token_loss
 from elastictrain.workloads.experts import Balancing, Exchange, is_expert
+from elastictrain.workloads.llama import llama_names
 from elastictrain.workloads.outlined import with_memory
 from elastictrain.workloads.sharing import Peers, SequencePeers
+from elastictrain.workloads.stored_weights import StoredWeights, has_weights
 from elastictrain.workloads.transformer import Transformer, initialise, split_dimension
 
 
@@ -28,6 +32,16 @@ class LanguageModel(CausalLanguageModel):
     def __init__(self, config: TrainConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self._gauged, self._num_gauged = torch.zeros(2), 0
+        self._num_rows = config.model.vocab_size or vocab_size
+        if self._num_rows < vocab_size:
+            raise ConfigError(
+                f"model.vocab_size {self._num_rows} is smaller than the tokenizer's {vocab_size}: give the model's own "
+                "tokenizer as data.tokenizer, or lower data.vocab_size"
+            )
+        self._stored = None
+        folder = Path(config.model.path).expanduser() if config.model.path else None
+        if folder is not None and has_weights(folder):
+            self._stored = StoredWeights(folder, llama_names(config.model), self.parameter_shapes)
 
     def build(self, seed: int) -> nn.Module:
         """A new transformer; torch's global random state is neither read nor moved."""
@@ -54,8 +68,20 @@ class LanguageModel(CausalLanguageModel):
         if seed is None:
             return module
         with_memory(module, torch.float32, torch.device("cpu"))
-        initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
+        if self._stored is None:
+            initialise(module, seed, self.config.model.num_layers, self.parameter_shapes)
+        else:
+            self._stored.fill(module, {} if part is None else self._shares(part))
         return module
+
+    def _shares(self, part: Part) -> Mapping[str, tuple[int, range]]:
+        """Of the weights that `part.tp` ranks share: the dimension by which they do, and this one's numbers of it."""
+        split = {name: (shape, split_dimension(name)) for name, shape in self.parameter_shapes.items()}
+        return {
+            name: (dimension, part.share(shape[dimension]))
+            for name, (shape, dimension) in split.items()
+            if dimension is not None
+        }
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats; with experts its gradient is that of the balance loss too."""
@@ -107,12 +133,8 @@ class LanguageModel(CausalLanguageModel):
         """See `base.SplitWorkload.slabs`."""
         if part.tp == 1:
             return {}
-        split = {name: (shape, split_dimension(name)) for name, shape in self.parameter_shapes.items()}
-        return {
-            name: Slab.of(shape, dimension, part.share(shape[dimension]))
-            for name, (shape, dimension) in split.items()
-            if dimension is not None
-        }
+        shapes = self.parameter_shapes
+        return {name: Slab.of(shapes[name], *share) for name, share in self._shares(part).items()}
 
     @property
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -127,7 +149,7 @@ class LanguageModel(CausalLanguageModel):
     @property
     def shape(self) -> ModelShape:
         """See `base.SplitWorkload.shape`."""
-        return replace(job_of(self.config).shape, vocab_size=self.vocab_size)
+        return replace(job_of(self.config).shape, vocab_size=self._num_rows)
 
     def logits(self, module: nn.Module, tokens: Tensor) -> Tensor:
         """The transformer's output, without what routers tell."""
@@ -146,4 +168,4 @@ class LanguageModel(CausalLanguageModel):
         recompute = self.config.train.activation_checkpointing or "none"
         with torch.device("meta"):
             model = self.config.model
-            return Transformer(model, self.vocab_size, recompute, part, peers, exchange, sequence, balancing)
+            return Transformer(model, self._num_rows, recompute, part, peers, exchange, sequence, balancing)

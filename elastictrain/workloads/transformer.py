@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from elastictrain.config import ModelSection
+from elastictrain.config import ModelSection, RopeScaling
 from elastictrain.plan.layout import Recompute
 from elastictrain.plan.part import Part
 from elastictrain.workloads.experts import Balancing, Exchange, MixtureOfExperts, Router
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         self.recompute = recompute
         self.draws = model.dropout > 0
         self.head_dim = model.hidden_size // model.num_heads
-        self.rope_theta = model.rope_theta
+        self.rope_theta, self.rope_scaling = model.rope_theta, model.rope_scaling
         tied_head = part.last and model.tie_embeddings
         vocabulary = Vocabulary(vocab_size, part.share(vocab_size), peers)
         self.embedding = Embedding(vocabulary, model.hidden_size) if part.first or tied_head else None
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         """
         hidden: Tensor = self.embedding(x) if self.part.first and self.embedding is not None else x
         first = x.shape[1] * self.part.sp_index
-        rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device, first)
+        rotation = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device, first, self.rope_scaling)
         seed = torch.initial_seed() if self.draws and self.training else None
         told: list[Tensor] = []
         for number, block in self.blocks.items():
@@ -263,15 +263,26 @@ def scored(vectors: Tensor, weight: Tensor, targets: Tensor | None, vocabulary: 
     )
 
 
-def rotary_table(seq_len: int, head_dim: int, theta: float, device: torch.device, first: int = 0) -> Tensor:
+def rotary_table(
+    seq_len: int,
+    head_dim: int,
+    theta: float,
+    device: torch.device,
+    first: int = 0,
+    scaling: RopeScaling | None = None,
+) -> Tensor:
     """Cosines and sines, fp32 [2, seq_len, head_dim / 2]; position t turns pair i by t / theta^(2i / head_dim).
 
-    `first` is the first of the positions.
+    `first` is the first of the positions; with `scaling` seldom turning pairs turn slower.
 
     Made anew in each forward pass: it costs next to nothing there, while a buffer would lose its precision when an
     engine casts the module to bf16.
     """
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    if scaling is not None:
+        turns = scaling.trained_positions * frequency / (2 * math.pi)
+        kept = ((turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns)).clamp(0, 1)
+        frequency = frequency * (kept + (1 - kept) / scaling.factor)
     positions = torch.arange(first, first + seq_len, dtype=torch.float32, device=device)
     angle = torch.outer(positions, frequency)
     return torch.stack((angle.cos(), angle.sin()))

@@ -105,6 +105,11 @@ def dry(place: Workplace, command: str) -> None:
     place.shell(shlex.join([*shlex.split(command.partition(" > ")[0]), elsewhere, "--dry-run"]))
 
 
+def from_the_exported(place: Workplace, command: str) -> None:
+    """As `config_only`, with the model that the page has exported, which is for short texts."""
+    config_only(place, f"{command.replace('FOLDER', str(place.folder / 'my-model'))} data.seq_len=16")
+
+
 def config_only(place: Workplace, command: str) -> None:
     """What it is told would be understood; the scripts in jobs/ run in tests/integration/test_jobs.py."""
     words = shlex.split(command)
@@ -176,6 +181,7 @@ RULES: list[tuple[str, How]] = [
         nothing("the key would be in /etc; test_signature.py"),
     ),
     (r"elastictrain (top|report) node-dies", nothing("beside a run whose node is killed; tests/integration")),
+    (r"python jobs/finetune_hf.py .* model.kind=transformer", from_the_exported),
     (r"python jobs/\w+.py .*", config_only),
     (r"ray job submit .* -- python jobs/\w+.py .*", config_only),
     (r"python -m elastictrain.tracking.(grafana|alerts)", as_written),

@@ -77,8 +77,9 @@ def logits(module: Any, tokens: torch.Tensor) -> torch.Tensor:
         {"tie_embeddings": False, "dropout": 0.3, "rope_theta": 500.0, "norm_eps": 1e-3},
         {"num_kv_heads": 4, "intermediate_size": 100},
         {"num_experts": 4, "intermediate_size": 48, "capacity_factor": 0.5},
+        {"rope_scaling": {"factor": 8, "low_turns": 1, "high_turns": 4, "trained_positions": 16}, "max_positions": 96},
     ],
-    ids=["tied", "untied", "own-width", "experts"],
+    ids=["tied", "untied", "own-width", "experts", "stretched"],
 )
 def test_transformers_gives_the_same_logits(tmp_path: Path, model: dict[str, object]) -> None:
     config = config_of(tmp_path / "runs", **model)

@@ -123,6 +123,15 @@ def test_from_a_corpus_to_a_fine_tuned_model(jobs: Jobs) -> None:
     assert reached > 0.7 * learned > 0.5, "it starts from what was learned"
     assert second["evaluation"]["loss"] < first["evaluation"]["loss"] + 0.05
 
+    ours = jobs.submit(
+        "finetune_hf.py", "--model", str(model), "--config", "jobs/finetune_hf.yaml", "data.seq_len=32",
+        "train.steps=10", "train.global_batch=8", "train.micro_batch=4", "data.num_shards=2",
+        "run.name=ours", "model.kind=transformer", "train.dtype=fp32",
+    )  # fmt: skip
+    assert ours.code == 0, ours.out + ours.err
+    third = json.loads(product.ask("report", "ours", "--json", storage=runs).out)
+    assert [loss for _, loss in third["loss"]] == pytest.approx(losses, abs=0.02), "that one was bf16"
+
     again = jobs.folder / "tuned"
     assert product.ask("export", "finetuned", "--to", str(again), storage=runs).code == 0
     assert sorted(path.name for path in again.iterdir()) == [

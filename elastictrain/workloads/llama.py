@@ -1,4 +1,4 @@
-"""This project's transformer as a Llama of `transformers` (pure): the same function, under other names.
+"""This project's transformer and a Llama of `transformers` (pure): the same function, under other names.
 
 Both have RMSNorm, rotary embeddings on the pairs (i, i + head_dim / 2), grouped key and value heads and SwiGLU, without
 a bias anywhere. Dropout is left out: it does nothing outside training.
@@ -55,6 +55,19 @@ def _experts(num_experts: int) -> dict[str, str]:
     }
 
 
+def _scaling(model: ModelSection) -> dict[str, Any] | None:
+    scaling = model.rope_scaling
+    if scaling is None:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_turns,
+        "high_freq_factor": scaling.high_turns,
+        "original_max_position_embeddings": scaling.trained_positions,
+    }
+
+
 def llama_config(
     model: ModelSection, shapes: Mapping[str, tuple[int, ...]], seq_len: int, end_of_text_id: int
 ) -> dict[str, Any]:
@@ -79,9 +92,10 @@ def llama_config(
         "num_key_value_heads": model.num_kv_heads or model.num_heads,
         "head_dim": model.hidden_size // model.num_heads,
         "hidden_act": "silu",
-        "max_position_embeddings": seq_len,
+        "max_position_embeddings": model.max_positions or seq_len,
         "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": {"rope_theta": model.rope_theta} | (_scaling(model) or {"rope_type": "default"}),
+        "rope_scaling": _scaling(model),
         "rope_theta": model.rope_theta,  # where releases of transformers before 5 look for it
         "tie_word_embeddings": model.tie_embeddings,
         "attention_bias": False,

@@ -83,7 +83,6 @@ def test_a_bad_value_is_named_with_its_field_and_the_way_out(override: str, says
         ({"ep": 2, "zero_stage": 3}, "fp32", ["parallel.zero_stage 3", "parallel.ep 2", "2 or less"]),
         ({"ep": 2, "zero_stage": 0}, "bf16", ["parallel.ep 2", "bf16", "to 1 or 2"]),
         ({"ep": 2, "pp": 2, "zero_stage": 2}, "fp32", ["parallel.zero_stage 2", "parallel.pp 2", "to 0 or 1"]),
-        ({"ep": 2, "offload": "cpu"}, "fp32", ["parallel.offload cpu", "parallel.ep 2", "to 1"]),
         ({"ep": 3}, "fp32", ["parallel.ep 3", "model.num_experts 4", "divisor"]),
         ({"sp": 2}, "fp32", ["parallel.sp 2", "model.num_experts", "to 1"]),
     ],

@@ -61,7 +61,7 @@ def refusal(
             f"parallel.gradient_dtype {gradient_dtype} needs parallel.zero_stage 3, not {zero_stage}: only there does "
             "DeepSpeed hand gradients over before they are summed; set that, or parallel.gradient_dtype to bf16"
         )
-    if problem := _refuses_offload(offload, zero_stage, ep):
+    if problem := _refuses_offload(offload, zero_stage):
         return problem
     if problem := _refuses_sequences(sp, tp, num_experts, num_heads, seq_len, kind):
         return problem
@@ -104,18 +104,11 @@ def _refuses_experts(dtype: str, zero_stage: int, ep: int, num_experts: int) -> 
     return None
 
 
-def _refuses_offload(offload: Offload, zero_stage: int, ep: int) -> str | None:
-    if offload == "none":
-        return None
-    if zero_stage == 0:
+def _refuses_offload(offload: Offload, zero_stage: int) -> str | None:
+    if offload != "none" and zero_stage == 0:
         return (
             f"parallel.offload {offload} needs parallel.zero_stage 1, 2 or 3, not 0: what ZeRO shards is what it "
             "moves; set parallel.zero_stage to 1"
-        )
-    if ep > 1:
-        return (
-            f"parallel.offload {offload} has not been tried with parallel.ep {ep}: set that to 1, or parallel.offload "
-            "to none"
         )
     return None
 

@@ -44,9 +44,16 @@ class Stop:
     @property
     def config(self) -> TrainConfig:
         layout = self.layout
-        if layout in LAYOUTS_OF_EXPERTS:
+        if replace(layout, offload="none") in LAYOUTS_OF_EXPERTS:
             degrees = {"pp": layout.pp, "tp": layout.tp, "ep": layout.ep}
-            return train_config(layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, global_batch=8)
+            return train_config(
+                layout.zero_stage,
+                self.dtype,
+                degrees=degrees,
+                num_layers=NUM_LAYERS,
+                offload=layout.offload,
+                global_batch=8,
+            )
         degrees = {"pp": layout.pp, "tp": layout.tp, "sp": layout.sp}
         return train_config(
             layout.zero_stage, self.dtype, degrees=degrees, num_layers=NUM_LAYERS, offload=layout.offload
@@ -73,8 +80,7 @@ def random_journey(seed: int, layouts: list[Layout], num_stops: int) -> list[Sto
 
     def placed(layout: Layout) -> Layout:
         """With what ZeRO shards anywhere that it can lie."""
-        moves = layout.zero_stage and layout.ep == 1 and layout not in LAYOUTS_OF_EXPERTS
-        return replace(layout, offload=chance.choice(OFFLOADS)) if moves else layout
+        return replace(layout, offload=chance.choice(OFFLOADS)) if layout.zero_stage else layout
 
     return [
         Stop(

@@ -30,6 +30,8 @@ KINDS: list[tuple[int, str, dict[str, int]]] = [
     (1, "bf16", {}),
     (2, "bf16", {}),
     (3, "bf16", {}),
+    (1, "fp32", {"ep": 2}),
+    (2, "bf16", {"ep": 2}),
 ]
 STEPS = range(1, 6)
 

@@ -18,7 +18,7 @@ from elastictrain.plan.layout import Layout
 from elastictrain.plan.model_shape import ModelShape
 from elastictrain.plan.space import RECOMPUTES, Candidate
 
-HIGH = 6
+HIGH = 8
 wishes = st.builds(
     Asked,
     global_batch=st.sampled_from([8, 24]),

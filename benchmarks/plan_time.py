@@ -44,11 +44,12 @@ class Spec(NamedTuple):
     recompute: Recompute = "none"
     pp: int = 1
     tp: int = 1
+    sp: int = 1
 
     @property
     def world_size(self) -> int:
         """Ranks."""
-        return self.dp * self.pp * self.tp
+        return self.dp * self.pp * self.tp * self.sp
 
 
 PROFILE = (
@@ -76,6 +77,8 @@ RANKED = (
     Spec(2, 3, 1),
     Spec(2, 3, 2, "full"),
     Spec(2, 3, 8),
+    Spec(1, 1, 8, "selective"),
+    Spec(2, 1, 8, "selective"),
 )
 SPLIT = (
     Spec(1, 0, 2, pp=2),
@@ -84,14 +87,17 @@ SPLIT = (
     Spec(1, 0, 8, tp=2),
     Spec(1, 1, 2, tp=2),
     Spec(1, 1, 16, "full", tp=2),
+    Spec(1, 1, 2, sp=2),
+    Spec(1, 2, 8, sp=2),
 )
-"""Ranked too, with none in the profile: what the planner knows of pipelines and tensor parallelism is tried."""
+"""Ranked too, with none in the profile: what the planner knows of pipelines, shared matrices and sequences is tried."""
 
 
 def config_of(spec: Spec) -> TrainConfig:
     """The run with this layout."""
     train = {"global_batch": GLOBAL_BATCH, "micro_batch": spec.micro_batch, "activation_checkpointing": spec.recompute}
-    parallel = {"layout": "manual", "zero_stage": spec.zero_stage, "pp": spec.pp, "tp": spec.tp}
+    degrees = {"pp": spec.pp, "tp": spec.tp, "sp": spec.sp}
+    parallel = {"layout": "manual", "zero_stage": spec.zero_stage, **degrees}
     return TrainConfig.from_dict(
         {
             "train": train,

@@ -108,10 +108,11 @@ def _of_stage(
     elementwise_s = PASSES * layer_bytes(shape, dtype, tokens, c.tp) / memory
     layers_s = stage.num_layers * (3 * forward_s + elementwise_s)
     again_s = 0.0
-    if c.activation_checkpointing == "full":
+    if c.activation_checkpointing != "none":
         again_s = stage.num_layers * (forward_s + elementwise_s / PASSES)
-    elif c.activation_checkpointing == "selective":
-        again_s = stage.num_layers * TIMES_AGAIN * made_again_bytes(shape, dtype, tokens, c.tp) / memory
+    if c.activation_checkpointing == "selective":  # a part of that, whatever the estimates of tiny models say
+        cheap_s = stage.num_layers * TIMES_AGAIN * made_again_bytes(shape, dtype, tokens, c.tp) / memory
+        again_s = min(cheap_s, again_s)
     head_s = 0.0
     if stage.last:
         scores = tokens * shape.vocab_size / c.tp

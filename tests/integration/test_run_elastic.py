@@ -48,10 +48,11 @@ def test_a_node_dies_and_another_comes(small_cluster: Any, storage_folder: Path,
 def test_a_resume_with_another_layout(product: Product, stopped: Path, undisturbed: Report, tmp_path: Path) -> None:
     """ZeRO 1 on two workers, then ZeRO 3 on one, then ZeRO 2 on two."""
     storage = copied(stopped, tmp_path / "storage")
+    stopped_at = product.report("stopped", storage)["steps"]
     running = product.begin(
         "stopped", "elastic.min_workers=1", "elastic.max_workers=1", "parallel.zero_stage=3", storage=storage
     )
-    running.until_step(60)
+    running.until_step(stopped_at + 10)
     ended = running.stop()
     assert ended.code == 130, ended.err
     ended = product.train("stopped", "parallel.zero_stage=2", storage=storage)

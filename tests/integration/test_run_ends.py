@@ -53,7 +53,7 @@ def test_a_stopped_run_goes_on(product: Product, stopped: Path, undisturbed: Rep
     assert before["status"] == "stopped"
     assert 20 <= before["steps"] < STEPS
     record = assert_recorded(storage, before)
-    code, [*_, newest] = product.checkpoints("stopped", "--verify", storage=storage)  # it may have passed step 50
+    code, [newest, *_] = product.checkpoints("stopped", "--verify", storage=storage)  # it may have passed step 50
     assert code == 0
     assert (newest["step"], newest["verified"]) == (before["steps"], True)
     assert json.loads(product.ask("status", "stopped", "--json", storage=storage).out)["status"] == "stopped"

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="the model to start from")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as train.steps=50")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = [f"model.path={arguments.model.absolute()}", *arguments.overrides]
     with plain_errors():
         return run_training(TrainConfig.load(arguments.config, overrides))

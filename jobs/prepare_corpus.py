@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make token shards of a corpus, or find them whole.")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as data.seq_len=512")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with plain_errors():
         return run_preparation(TrainConfig.load(arguments.config, arguments.overrides))
 

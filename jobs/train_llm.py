@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a language model, or continue its run.")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as train.steps=50")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with plain_errors():
         return run_training(TrainConfig.load(arguments.config, arguments.overrides))
 

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the runs")
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file that says what to try")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as train.steps=50")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with plain_errors():
         config = TrainConfig.load(arguments.config, arguments.overrides)
         return run_tuning(Sweep.load(arguments.space, config), config)

@@ -124,8 +124,8 @@ def test_from_a_corpus_to_a_fine_tuned_model(jobs: Jobs) -> None:
     assert second["evaluation"]["loss"] < first["evaluation"]["loss"] + 0.05
 
     ours = jobs.submit(
-        "finetune_hf.py", "--config", "jobs/finetune_hf.yaml", "run.name=ours", "--model", str(model), "data.seq_len=32",
-        "train.steps=10", "train.global_batch=8", "train.micro_batch=4", "data.num_shards=2",
+        "finetune_hf.py", "--config", "jobs/finetune_hf.yaml", "run.name=ours", "--model", str(model),
+        "data.seq_len=32", "train.steps=10", "train.global_batch=8", "train.micro_batch=4", "data.num_shards=2",
         "model.kind=transformer", "train.dtype=fp32",
     )  # fmt: skip
     assert ours.code == 0, ours.out + ours.err
